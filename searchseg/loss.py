@@ -1,0 +1,43 @@
+"""Dice loss, the loss of the paper, and its sum with cross-entropy."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-6
+
+
+def dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
+    """1 - 2 * sum(p * g) / (sum(p) + sum(g)), averaged over the classes (Zhu & Ma 2023; soft Dice of arXiv
+    1606.04797).
+
+    logits (B, K, H, W) floating, target (B, H, W) integer class ids; pixels equal to `ignore_index` count
+    for nothing. Sums run over the whole batch. A class that neither the target nor its ignore-free pixels
+    ask for is left out of the mean; a batch without any counted pixel gives 0 with a zero gradient. Returns
+    a scalar in [0, 1], float32. Raises ValueError on shapes that do not match.
+    """
+    if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"dice_loss needs logits (B, K, H, W) and target (B, H, W), got {tuple(logits.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+    counted = (target != ignore_index).unsqueeze(1)
+    probability = logits.float().softmax(1) * counted
+    one_hot = F.one_hot(target.masked_fill(target == ignore_index, 0).long(), logits.shape[1])
+    one_hot = one_hot.permute(0, 3, 1, 2) * counted
+    overlap = (probability * one_hot).sum((0, 2, 3))
+    p_sum, g_sum = probability.sum((0, 2, 3)), one_hot.sum((0, 2, 3))
+    present = g_sum > 0
+    loss = 1 - 2 * overlap / (p_sum + g_sum).clamp_min(EPSILON)
+    return torch.where(present, loss, loss * 0).sum() / present.sum().clamp_min(1)
+
+
+def dice_cross_entropy_loss(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
+    """Dice loss plus mean pixel-wise cross-entropy; shapes, errors and ignored pixels as in `dice_loss`."""
+    dice = dice_loss(logits, target, ignore_index)
+    total = F.cross_entropy(logits.float(), target.long(), ignore_index=ignore_index, reduction="sum")
+    return dice + total / (target != ignore_index).sum().clamp_min(
+        1
+    )  # the mean reduction is NaN when all is ignored

@@ -1,0 +1,248 @@
+"""Save a network to a folder and load it back: config.json, genotype.json (SEARCH-Net) and model.safetensors.
+
+A folder is untrusted: only safetensors are read, the header is bounded and compared with the network before
+any tensor is loaded, and every fault is one PretrainedError.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from searchseg.baselines import UNet, UNetConfig
+from searchseg.config import ConfigError, ModelConfig
+from searchseg.genotype import Genotype, GenotypeError
+from searchseg.network import SearchNet, UShapeConfig, config_arguments
+
+CONFIG, GENOTYPE, WEIGHTS = "config.json", "genotype.json", "model.safetensors"
+MAX_TEXT_BYTES = 1 << 20  # of config.json and genotype.json
+MAX_HEADER_BYTES = 4 << 20  # of model.safetensors; a network of 20,000 tensors needs half of it
+MAX_PARAMETERS = 2_000_000_000
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+class PretrainedError(ValueError):
+    """A folder or repository that is not a loadable model; the message names the fault and the cure."""
+
+
+def _searchnet(arguments: dict[str, Any], genotype: Genotype | None) -> nn.Module:
+    if genotype is None:
+        raise PretrainedError("a searchnet needs genotype.json, which is missing")
+    return SearchNet(UShapeConfig(**arguments), genotype)
+
+
+def _unet(arguments: dict[str, Any], genotype: Genotype | None) -> nn.Module:
+    config = UNetConfig(**arguments)
+    return UNet(config.widths, config.num_classes)
+
+
+ARCHITECTURES: dict[str, Callable[[dict[str, Any], Genotype | None], nn.Module]] = {
+    "searchnet": _searchnet,
+    "unet": _unet,
+}
+
+
+def build(config: ModelConfig, genotype: Genotype | None = None) -> nn.Module:
+    """The network that `config` describes, with fresh weights; `model.config` and `model.genotype` are set.
+
+    Raises PretrainedError for an unknown architecture or arguments that do not fit it.
+    """
+    if config.architecture not in ARCHITECTURES:
+        raise PretrainedError(
+            f"unknown architecture {config.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+        )
+    try:
+        model = ARCHITECTURES[config.architecture](dict(config.arguments), genotype)
+    except (TypeError, ValueError) as error:
+        raise PretrainedError(f"config.json: arguments of {config.architecture}: {error}") from error
+    classes = config.arguments.get("num_classes", 2)
+    if classes != len(config.classes):
+        raise PretrainedError(
+            f"config.json: num_classes is {classes}, but id2label names {len(config.classes)} classes"
+        )
+    model.config, model.genotype = config, genotype  # type: ignore[assignment]
+    return model
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | os.PathLike[str], config: ModelConfig | None = None, half: bool = False
+) -> None:
+    """Write config.json, model.safetensors and, for a SEARCH-Net, genotype.json to `folder` (made if
+    missing).
+
+    `config` is needed for a network that was built by hand, since it does not know its classes and picture
+    size; `half` stores floating-point tensors as float16. Raises PretrainedError when a weight is not finite
+    or `config` is missing.
+    """
+    config = config or getattr(model, "config", None)
+    if not isinstance(config, ModelConfig):
+        raise PretrainedError(
+            "this network does not know its classes and picture size: save_pretrained(model, folder, "
+            "config=searchseg.ModelConfig(architecture, arguments, classes, colors, image_size))"
+        )
+    tensors = {name: _stored(name, tensor, half) for name, tensor in model.state_dict().items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    os.chmod(
+        folder / WEIGHTS, 0o644
+    )  # safetensors leaves 0600, unreadable for a server under another account
+    genotype = getattr(model, "genotype", None)
+    if isinstance(genotype, Genotype):
+        (folder / GENOTYPE).write_text(genotype.to_json())
+    (folder / CONFIG).write_text(config.to_json())
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    revision: str | None = None,
+    token: str | None = None,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Load a network, in eval mode, from a folder or a Hub id ("user/name").
+
+    `model.config` is its ModelConfig, `model.genotype` its Genotype or None. Weights become float32 whatever
+    they were stored as. Raises PretrainedError naming the fault.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(str(source), revision, token)
+    try:
+        config = ModelConfig.from_json(_text(folder, CONFIG))
+        genotype = Genotype.from_json(_text(folder, GENOTYPE)) if config.architecture == "searchnet" else None
+    except (ConfigError, GenotypeError) as error:
+        raise PretrainedError(str(error)) from error
+    with torch.device(
+        "meta"
+    ):  # shapes first: nothing large is allocated before the file has been compared with them
+        model = build(config, genotype)
+    tensors = _read_weights(folder, model)
+    model.to_empty(device="cpu")
+    model.load_state_dict(tensors, strict=True)
+    return model.eval().to(device)
+
+
+def arguments_of(model: nn.Module) -> dict[str, Any]:
+    """The constructor arguments of one of our networks, as config.json holds them."""
+    if isinstance(model.arguments, (UShapeConfig, UNetConfig)):
+        return config_arguments(model.arguments)
+    raise PretrainedError(f"{type(model).__name__} is not one of our networks")
+
+
+def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if not tensor.is_floating_point():
+        return tensor
+    tensor = tensor.half() if half else tensor
+    if not tensor.isfinite().all():
+        raise PretrainedError(f"{name} is not finite{' in float16' if half else ''}: not saved")
+    return tensor
+
+
+def _text(folder: Path, name: str) -> bytes:
+    try:
+        with open(folder / name, "rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+    except FileNotFoundError as error:
+        raise PretrainedError(f"{name} is missing: this is not a searchseg model") from error
+    except OSError as error:
+        raise PretrainedError(f"{name} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_TEXT_BYTES:
+        raise PretrainedError(f"{name} is larger than {MAX_TEXT_BYTES} bytes: this is not a searchseg model")
+    return content
+
+
+def _read_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    path, wanted = folder / WEIGHTS, model.state_dict()
+    if sum(tensor.numel() for tensor in wanted.values()) > MAX_PARAMETERS:
+        raise PretrainedError(f"config.json asks for more than {MAX_PARAMETERS:,} parameters: refused")
+    if not path.is_file():
+        others = sorted(
+            p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+        )
+        hint = f"; {others[0]} is a pickle, which is never loaded" if others else ""
+        raise PretrainedError(f"{WEIGHTS} is missing{hint}: save the model with searchseg.save_pretrained")
+    header = _read_header(path)
+    _compare(header, wanted)
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PretrainedError(f"{WEIGHTS} is damaged: {error}; get it again") from error
+    tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in stored.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise PretrainedError(f"{WEIGHTS}: {name} holds NaN or infinite values")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise PretrainedError(f"{WEIGHTS}: {name} is negative, which no variance can be")
+    return tensors
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: name -> dtype, shape, offsets. Bounded before it is parsed."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+            raise PretrainedError(f"{WEIGHTS} is not a safetensors file (a pickle, or a broken download?)")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise PretrainedError(f"{WEIGHTS} has a broken header: {error}") from error
+    if not isinstance(header, dict):
+        raise PretrainedError(f"{WEIGHTS} has a broken header: not an object")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return table
+
+
+def _compare(header: dict[str, Any], wanted: dict[str, Tensor]) -> None:
+    missing, extra = sorted(set(wanted) - set(header)), sorted(set(header) - set(wanted))
+    if missing or extra:
+        what = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the network does not"
+        raise PretrainedError(
+            f"{WEIGHTS} {what} ({len(missing)} missing, {len(extra)} extra): weights and config.json do not belong together"
+        )
+    for name, tensor in wanted.items():
+        entry = header[name]
+        shape, dtype = (entry.get("shape"), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
+        if shape != list(tensor.shape):
+            raise PretrainedError(
+                f"{WEIGHTS}: {name} has shape {shape}, the network wants {list(tensor.shape)}"
+            )
+        if (dtype in FLOATS) != tensor.is_floating_point() or (dtype not in FLOATS and dtype != "I64"):
+            raise PretrainedError(f"{WEIGHTS}: {name} has type {dtype}, the network wants {tensor.dtype}")
+
+
+def _download(source: str, revision: str | None, token: str | None) -> Path:
+    """Fetch (or find in the cache) the three files of a Hub repository, all from one commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                source, revision=revision, token=token, allow_patterns=[CONFIG, GENOTYPE, WEIGHTS]
+            )
+        )
+    except HFValidationError as error:
+        raise PretrainedError(f"{source!r} is neither a folder nor a Hub id such as user/name") from error
+    except LocalEntryNotFoundError as error:
+        raise PretrainedError(
+            f"{source!r} is no folder here, not in the cache, and the Hub cannot be reached"
+        ) from error
+    except HfHubHTTPError as error:
+        raise PretrainedError(f"the Hub does not give {source!r}: {error}") from error

@@ -1,0 +1,147 @@
+"""Segmenter: a picture goes in, a Segmentation comes out. What the page, the commands and users call."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from searchseg.config import ModelConfig
+from searchseg.images import read_image
+from searchseg.pretrained import from_pretrained
+
+BAND_VALUES = 4_000_000  # class scores held at full width at a time; bounds memory for large photos
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A picture with the class of every pixel.
+
+    image: the upright RGB picture; mask: (H, W) uint8 class ids of the same size; classes and colors by
+    class id; seconds: from the upright picture to the mask.
+    """
+
+    image: Image.Image
+    mask: np.ndarray
+    classes: tuple[str, ...]
+    colors: tuple[str, ...]
+    seconds: float
+
+    @functools.cached_property
+    def shares(self) -> dict[str, float]:
+        """Part of the picture that each class covers, 0..1, in the order of `classes`."""
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.classes))
+        return {name: float(count / self.mask.size) for name, count in zip(self.classes, counts, strict=True)}
+
+    def colored(self) -> Image.Image:
+        """The mask as an RGB picture in the colours of the classes."""
+        return Image.fromarray(np.array([_rgb(c) for c in self.colors], np.uint8)[self.mask])
+
+    def overlay(self, opacity: float = 0.5) -> Image.Image:
+        """The picture with the coloured mask over it; `opacity` 0 shows the picture, 1 the mask alone."""
+        if not 0 <= opacity <= 1:
+            raise ValueError(f"opacity must lie between 0 and 1, got {opacity!r}")
+        return Image.blend(self.image, self.colored(), opacity)
+
+    def cutout(self, classes: Sequence[str] | None = None) -> Image.Image:
+        """RGBA picture in which only `classes` are opaque; by default all but one named "background"."""
+        wanted = [name for name in self.classes if name != "background"] if classes is None else list(classes)
+        unknown = [name for name in wanted if name not in self.classes]
+        if unknown:
+            raise ValueError(f"no class {unknown[0]!r}; the classes are {', '.join(self.classes)}")
+        opaque = np.array([name in wanted for name in self.classes])
+        picture = self.image.convert("RGBA")
+        picture.putalpha(Image.fromarray(np.where(opaque[self.mask], 255, 0).astype(np.uint8)))
+        return picture
+
+    def mask_image(self) -> Image.Image:
+        """The exact class ids as an 8-bit grey picture: save it as PNG, never as JPEG."""
+        return Image.fromarray(self.mask)
+
+    def to_json(self) -> str:
+        """Size, classes with colour and share, and seconds; the mask itself is a picture, see
+        `mask_image`."""
+        height, width = self.mask.shape
+        rows = [
+            {"id": i, "name": name, "color": color, "share": round(self.shares[name], 6)}
+            for i, (name, color) in enumerate(zip(self.classes, self.colors, strict=True))
+        ]
+        return json.dumps(
+            {"height": height, "width": width, "classes": rows, "seconds": round(self.seconds, 4)}
+        )
+
+
+class Segmenter:
+    """Runs one network on pictures of any size.
+
+    `model` is what `from_pretrained` gives: a module with a ModelConfig as `model.config`.
+    """
+
+    def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
+        config = getattr(model, "config", None)
+        if not isinstance(config, ModelConfig):
+            raise ValueError(
+                "Segmenter needs a network with a ModelConfig as model.config, see from_pretrained"
+            )
+        self.config = config
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        token: str | None = None,
+    ) -> Segmenter:
+        """Load a folder or Hub id; errors as in `searchseg.from_pretrained`."""
+        return cls(from_pretrained(source, revision, token), device)
+
+    @torch.inference_mode()
+    def __call__(self, image: Image.Image | str | os.PathLike[str] | bytes | np.ndarray) -> Segmentation:
+        """Segment a PIL image, path, bytes or (H, W, 3) uint8 array; ImageError when it is not a usable
+        picture."""
+        picture = read_image(image)
+        began = time.perf_counter()
+        batch = self.config.tensor(picture)[None].to(self.device, memory_format=torch.channels_last)
+        scores = self.model(batch)[0].float()
+        mask = class_ids(scores, picture.height, picture.width)
+        seconds = time.perf_counter() - began
+        return Segmentation(picture, mask, self.config.classes, self.config.colors, seconds)
+
+
+def class_ids(scores: Tensor, height: int, width: int) -> np.ndarray:
+    """Scores (K, h, w) to the best class of every pixel of a (height, width) picture, as uint8.
+
+    The scores are upsampled bilinearly, a band of rows at a time: the mask of a 40-megapixel photo needs no
+    40-megapixel scores.
+    """
+    classes, rows, _ = scores.shape
+    source = ((torch.arange(height, device=scores.device) + 0.5) * rows / height - 0.5).clamp(0, rows - 1)
+    above = source.floor().long()
+    below = (above + 1).clamp_max(rows - 1)
+    share = (source - above).view(1, -1, 1)
+    band = max(1, BAND_VALUES // (classes * width))
+    mask = np.empty((height, width), np.uint8)
+    for top in range(0, height, band):
+        part = slice(top, top + band)
+        lines = torch.lerp(scores[:, above[part]], scores[:, below[part]], share[:, part])
+        wide = F.interpolate(lines[None], size=(lines.shape[1], width), mode="bilinear", align_corners=False)[
+            0
+        ]
+        mask[part] = wide.argmax(0).to(torch.uint8).cpu().numpy()
+    return mask
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)

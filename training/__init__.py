@@ -1,0 +1,1 @@
+"""The workshop: commands that prepare data, search, retrain, evaluate and measure."""

@@ -1,0 +1,141 @@
+"""Score a model on a split and write metrics.json, with the protocol that the numbers belong to.
+
+Every picture is resized to the model's input size; its class scores are upsampled to the size of the
+picture's own mask and compared there, pixel by pixel. mIoU comes from one confusion matrix over the whole
+split.
+
+example:
+  python -m training.evaluate runs/net --task pet --data ../shared/data/pet --split test
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from searchseg.cost import macs, parameters
+from searchseg.loss import dice_loss
+from searchseg.metric import ConfusionMatrix
+from searchseg.pretrained import PretrainedError, from_pretrained
+from searchseg.segmenter import class_ids
+from searchseg.task import IGNORE, Task, TaskError
+from training.files import read_lines, write_atomically
+from training.options import Manual, add_data_options, command_line, data_of, dataset_name, machine, task_of
+from training.rows import CheckedRows, load_rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores over a split: IoU per class and mean, pixel accuracy, mean Dice loss a picture, seconds a
+    picture."""
+
+    iou: tuple[float | None, ...]
+    miou: float
+    accuracy: float
+    dice_loss: float
+    seconds: float
+
+
+@torch.inference_mode()
+def evaluate_rows(
+    model: nn.Module, rows: CheckedRows, task: Task, device: Any, quiet: bool = False
+) -> Evaluation:
+    """Score `model` on rows kept at their own size; the model is left in eval mode."""
+    model.eval()
+    config = model.config
+    confusion, losses, seconds = ConfusionMatrix(len(task.classes)), [], []
+    for index in tqdm(range(len(rows)), desc="evaluate", unit="picture", disable=quiet):
+        pixels, mask = rows[index]
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        began = time.perf_counter()
+        batch = config.tensor(picture)[None].to(device, memory_format=torch.channels_last)
+        scores = model(batch).float().cpu()
+        prediction = class_ids(scores[0], *mask.shape)
+        seconds.append(time.perf_counter() - began)
+        confusion.update(torch.from_numpy(prediction), mask)
+        if (mask != IGNORE).any():
+            wide = nn.functional.interpolate(
+                scores, size=tuple(mask.shape), mode="bilinear", align_corners=False
+            )
+            losses.append(dice_loss(wide, mask[None]).item())
+    result = confusion.compute()
+    return Evaluation(
+        result.iou, result.miou, result.accuracy, float(np.mean(losses)), float(np.median(seconds))
+    )
+
+
+def metrics_document(model: nn.Module, task: Task, scores: Evaluation, rows: int, args: argparse.Namespace,
+                     data: str, revision: str | None, command: str) -> dict[str, Any]:  # fmt: skip
+    """The contents of metrics.json: scores, cost, and the protocol of both evaluation and training."""
+    height, width = model.config.image_size
+    settings = args.folder / "settings.json"
+    history = read_lines(args.folder / "history.jsonl")
+    return {
+        "schema": 1,
+        "miou": scores.miou,
+        "iou": dict(zip(task.classes, scores.iou, strict=True)),
+        "pixel_accuracy": scores.accuracy,
+        "dice_loss": scores.dice_loss,
+        "seconds_per_picture": scores.seconds,
+        "parameters": parameters(model),
+        "macs": macs(model, (1, 3, height, width)),
+        "protocol": {
+            "task": task.name, "dataset": dataset_name(data), "revision": revision, "split": args.split,
+            "rows": rows, "classes": list(task.classes), "rule": task.note, "input_size": [height, width],
+            "scored_at": "size of the mask", "machine": machine(), "command": command,
+        },
+        "training": {
+            **(json.loads(settings.read_text()) if settings.exists() else {}),
+            "epochs_done": len(history),
+            "minutes": round(sum(record["seconds"] for record in history) / 60, 1),
+        },
+    }  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("python -m training.evaluate", description=__doc__, formatter_class=Manual)
+    top.add_argument("folder", type=Path, help="run folder with a model; metrics.json is written there")
+    add_data_options(top, split="test")
+    top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        task = task_of(args)
+        data, revision = data_of(args, task)
+        model = from_pretrained(args.folder, device=args.device)
+        if model.config.classes != task.classes:
+            raise TaskError(f"the model knows {model.config.classes}, task {task.name} has {task.classes}")
+        rows = load_rows(data, args.split, revision, task)
+        scores = evaluate_rows(model, CheckedRows(rows, task, None, "rows"), task, args.device)
+    except (TaskError, PretrainedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
+    document = metrics_document(
+        model, task, scores, len(rows), args, data, revision, command_line("training.evaluate", argv)
+    )
+    write_atomically(args.folder / "metrics.json", json.dumps(document, indent=2) + "\n")
+    print(f"mIoU {scores.miou:.4f}, Dice loss {scores.dice_loss:.4f}: {args.folder / 'metrics.json'}")
+    for name, value in document["iou"].items():
+        print(f"  {name:<12} {'absent' if value is None else f'{value:.4f}'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

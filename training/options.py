@@ -1,0 +1,99 @@
+"""Command-line options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import searchseg
+from searchseg import task as tasks
+from searchseg.task import Task, TaskError
+
+
+class Manual(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the layout of the description and names the default of every option."""
+
+
+def add_data_options(parser: argparse.ArgumentParser, split: str) -> None:
+    """--task, --data, --revision, --split and what a user's own data needs."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--task", choices=("pet", "camvid", "custom"), default="pet", help="what the columns mean"
+    )
+    group.add_argument("--data", help="folder with a datasets repository, or Hub id (pet knows its own)")
+    group.add_argument("--revision", help="commit of the Hub dataset (pet knows its own)")
+    group.add_argument("--split", default=split, help="split, or several joined by +")
+    group.add_argument(
+        "--border", choices=("ignore", "pet", "class"), default="ignore", help="pet: the trimap's border"
+    )
+    group.add_argument("--image-column", default="image", help="custom: column of the pictures")
+    group.add_argument(
+        "--mask-column", default="mask", help="custom: column of the masks (value i = class i)"
+    )
+    group.add_argument("--classes", help="custom: names of the classes, a,b,c or a text file with one a line")
+    group.add_argument("--ignore-value", type=int, help="custom: mask value that counts for nothing")
+
+
+def task_of(args: argparse.Namespace) -> Task:
+    """The task that the options describe; TaskError when a custom task has no classes."""
+    if args.task == "pet":
+        return tasks.pet(args.border)
+    if args.task == "camvid":
+        return tasks.camvid()
+    if not args.classes:
+        raise TaskError("--task custom needs --classes a,b,c or --classes names.txt")
+    path = Path(args.classes)
+    names = path.read_text().splitlines() if path.is_file() else args.classes.split(",")
+    return tasks.custom(
+        [name.strip() for name in names if name.strip()],
+        image_column=args.image_column,
+        mask_column=args.mask_column,
+        ignore_value=args.ignore_value,
+    )
+
+
+def data_of(args: argparse.Namespace, task: Task) -> tuple[str, str | None]:
+    """Dataset and revision: as given, else the ones the task knows."""
+    if args.data:
+        return args.data, args.revision
+    if task.dataset is None:
+        raise TaskError(f"task {task.name} has no dataset of its own: give a folder or a Hub id with --data")
+    return task.dataset, args.revision or task.revision
+
+
+def dataset_name(data: str) -> str:
+    """The name to put on record: a Hub id as it is, of a folder only its last part (paths stay private)."""
+    return f"folder {Path(data).resolve().name}" if os.path.isdir(data) else data
+
+
+def machine() -> dict[str, Any]:
+    """Processor or GPU, cores and versions, for the protocol of a run."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "device": gpu or _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "searchseg": searchseg.__version__,
+    }
+
+
+def command_line(module: str, args: list[str] | None) -> str:
+    """The command as one would type it, with folders shortened to their names."""
+    words = sys.argv[1:] if args is None else args
+    return shlex.join(["python", "-m", module, *words])
+
+
+def _processor() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,96 @@
+"""Presets (how large) and recipes (how to train): every number of a run that a user does not give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from searchseg.network import UShapeConfig
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """A search: network and picture size of the proxy, length, and the two optimisers (both Adam)."""
+
+    widths: tuple[int, int, int, int]
+    nodes: int
+    stem_stride: int
+    size: int  # side of the square input, pixels
+    epochs: int
+    warmup_epochs: int  # weights only, so that alpha is not decided by what trains fastest
+    batch_size: int
+    loss: str  # "dice" or "dice+ce"
+    weight_lr: float
+    alpha_lr: float
+    weight_decay: float = 3e-4
+    alpha_weight_decay: float = 1e-3
+    gradient_clip: float = 5.0
+
+    def network(self, num_classes: int) -> UShapeConfig:
+        return UShapeConfig(self.widths, self.nodes, self.stem_stride, num_classes)
+
+
+@dataclass(frozen=True)
+class RetrainSettings:
+    """Sizes and length of the training of a final network; `unet_widths` has at least as many parameters."""
+
+    widths: tuple[int, int, int, int]
+    stem_stride: int
+    unet_widths: tuple[int, ...]
+    size: int
+    epochs: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    search: SearchSettings
+    retrain: RetrainSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a final network is trained."""
+
+    loss: str
+    optimizer: str  # "sgd" or "adamw"
+    lr: float
+    weight_decay: float
+    schedule: str  # "constant", or "cosine" after a linear warm-up
+    warmup: float = 0.0  # share of all steps
+    augment: str = "none"  # "none" or "strong", see rows.py
+    ema: float = 0.0  # decay per step of the averaged weights; 0 for none
+    small_until: float = 0.0  # share of the epochs trained at `small_factor` of the size first
+    small_factor: float = 0.75
+    gradient_clip: float = 0.0
+
+
+PRESETS = {
+    "smoke": Preset(
+        SearchSettings((4, 8, 16, 32), 2, 2, 32, 3, 1, 8, "dice+ce", 2e-3, 3e-3),
+        RetrainSettings((4, 8, 16, 32), 2, (4, 8, 16, 32), 32, 3, 8),
+    ),
+    "lite": Preset(
+        SearchSettings((8, 16, 32, 64), 3, 2, 96, 20, 5, 16, "dice+ce", 2e-3, 3e-3),
+        RetrainSettings((16, 32, 64, 128), 2, (16, 32, 64, 128, 256), 160, 40, 16),
+    ),
+    "paper": Preset(
+        SearchSettings((64, 128, 256, 512), 4, 1, 256, 300, 15, 8, "dice", 1e-3, 1e-3),
+        RetrainSettings((64, 128, 256, 512), 1, (64, 128, 256, 512, 1024), 256, 200, 8),
+    ),
+}
+
+RECIPES = {
+    "paper": Recipe(loss="dice", optimizer="sgd", lr=1e-3, weight_decay=5e-4, schedule="constant"),
+    "strong": Recipe(
+        loss="dice+ce",
+        optimizer="adamw",
+        lr=2e-3,
+        weight_decay=0.01,
+        schedule="cosine",
+        warmup=0.1,
+        augment="strong",
+        ema=0.995,
+        small_until=0.5,
+        gradient_clip=1.0,
+    ),
+}

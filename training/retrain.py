@@ -1,0 +1,256 @@
+"""Train a final network from scratch: the SEARCH-Net of a genotype, or a baseline, by one recipe.
+
+recipes:
+  paper    Dice loss, SGD with momentum 0.9, lr 1e-3, weight decay 5e-4, no augmentation (Zhu & Ma 2023)
+  strong   Dice + cross-entropy, AdamW with warm-up and cosine, averaged weights (EMA), joint augmentation,
+  the first
+           half of the epochs at three quarters of the size
+
+examples:
+  python -m training.retrain --genotype runs/pet/genotype.json --data ../shared/data/pet --recipe strong
+  --out runs/net python -m training.retrain --architecture unet --data ../shared/data/pet --recipe strong
+  --out runs/unet accelerate launch --cpu --num_processes 2 -m training.retrain --architecture unet --data
+  FOLDER --out runs/unet python -m training.retrain --resume runs/net
+
+The model saved is the one after the last epoch (of the averaged weights, where the recipe has them): no
+epoch is chosen, so no row needs to be kept for choosing. --hold-out 0.1 keeps a seeded tenth of the rows out
+of the training and adds its loss and mIoU to the history.
+
+what it leaves in --out: config.json, genotype.json, model.safetensors (a model that
+searchseg.from_pretrained loads), history.jsonl, loss.png, miou.png, settings.json, checkpoint.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from searchseg.config import ModelConfig
+from searchseg.genotype import Genotype
+from searchseg.network import UShapeConfig, config_arguments
+from searchseg.pretrained import build, save_pretrained
+from searchseg.task import Task, TaskError
+from training.evaluate import evaluate_rows
+from training.files import load_checkpoint, read_lines, save_checkpoint, write_atomically, write_lines
+from training.options import Manual, add_data_options, data_of, dataset_name, task_of
+from training.pictures import draw_curves
+from training.presets import PRESETS, RECIPES, Recipe, RetrainSettings
+from training.rows import CheckedRows, Examples, load_rows, loader
+from training.runs import add_run_options, parse, perform, record_settings
+from training.schedule import cosine
+from training.steps import LOSSES, Meter
+
+
+class Training:
+    """One network, its optimiser and its averaged weights."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> None:
+        from timm.utils import ModelEmaV3  # importing timm takes two seconds, which --help need not wait for
+
+        self.recipe, self.accelerator = recipe, accelerator
+        self.network = model.to(accelerator.device, memory_format=torch.channels_last)
+        # a warm-up of the decay keeps the random first weights from staying in a short run's average
+        self.ema = ModelEmaV3(self.network, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        self.criterion = LOSSES[recipe.loss]
+        optimizer = _optimizer(model, recipe)
+        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
+
+    def step(
+        self, images: torch.Tensor, masks: torch.Tensor, factor: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step at learning rate `factor` * lr; returns the loss and the class scores."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * factor
+        logits = self.model(images.contiguous(memory_format=torch.channels_last))
+        loss = self.criterion(logits, masks)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        if self.recipe.gradient_clip:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
+        self.optimizer.step()
+        return loss.detach(), logits.detach()
+
+    def update_average(self, step: int) -> None:
+        if self.ema:
+            self.ema.update(self.network, step=step)
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to keep: averaged where the recipe averages."""
+        return self.ema.module if self.ema else self.network
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+    # decay pulls kernels towards zero; on norms and biases (one-dimensional) it would only fight the data
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": kernels, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, recipe.lr)
+
+
+def retrain(model: nn.Module, settings: RetrainSettings, recipe: Recipe, task: Task, rows: Any, out: Path, *,
+            seed: int, accelerator: Accelerator, held_out: Any = None, workers: int = 0) -> nn.Module:  # fmt: skip
+    """Train `model` (with its ModelConfig on it) on `rows`, or continue, writing to `out`; returns the
+    network kept."""
+    main = accelerator.is_main_process
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    training = Training(model, recipe, accelerator)
+    checked = CheckedRows(rows, task, settings.size * 3 // 2, "rows", quiet=not main)
+    held_out = (
+        CheckedRows(held_out, task, None, "held-out rows", quiet=not main) if held_out is not None else None
+    )
+
+    state = load_checkpoint(out / "checkpoint.pt")
+    start = state["epoch"] if state else 0
+    if state:
+        training.load_state_dict(state["training"])
+    history = read_lines(out / "history.jsonl")[:start]
+
+    batches = max(1, len(rows) // settings.batch_size)
+    total = settings.epochs * batches
+    bar = tqdm(
+        total=total, initial=start * batches, desc="retrain", unit="step", disable=not main, mininterval=1
+    )
+    for epoch in range(start, settings.epochs):
+        began = time.monotonic()
+        size = _size(settings, recipe, epoch)
+        examples = Examples(checked, config, recipe.augment, seed, size)
+        plain = loader(examples, range(len(rows)), seed, settings.batch_size, workers)
+        plain.sampler.epoch = epoch
+        meter = Meter(len(task.classes), accelerator.device)
+        training.model.train()
+        for step, (images, masks) in enumerate(accelerator.prepare(plain), epoch * batches):
+            factor = cosine(step, total, recipe.warmup) if recipe.schedule == "cosine" else 1.0
+            meter.add(training.step(images, masks, factor), masks)
+            training.update_average(step)
+            bar.update()
+        record = {"epoch": epoch + 1, "size": size, **meter.result("train", accelerator)}
+        if held_out is not None:
+            scores = evaluate_rows(training.result, held_out, task, accelerator.device, quiet=True)
+            record |= {"held_out_loss": scores.dice_loss, "held_out_miou": scores.miou}
+        record["seconds"] = round(time.monotonic() - began, 2)
+        history.append(record)
+        bar.set_postfix({"epoch": epoch + 1, "mIoU": f"{record['train_miou']:.3f}"})
+        if main:
+            write_lines(out / "history.jsonl", history)
+            save_pretrained(training.result, out, config)
+            save_checkpoint(out / "checkpoint.pt", {"epoch": epoch + 1, "training": training.state_dict()})
+        accelerator.wait_for_everyone()
+    bar.close()
+    if main:
+        names = {"train": "training rows", "held_out": "held-out rows"}
+        draw_curves(history, {f"{k}_loss": v for k, v in names.items()}, "loss", out / "loss.png")
+        draw_curves(history, {f"{k}_miou": v for k, v in names.items()}, "mIoU", out / "miou.png")
+    return training.result
+
+
+def _size(settings: RetrainSettings, recipe: Recipe, epoch: int) -> int:
+    """Side of the training pictures in an epoch: small first where the recipe says so, in multiples of 16."""
+    if epoch >= recipe.small_until * settings.epochs:
+        return settings.size
+    return max(16, round(settings.size * recipe.small_factor / 16) * 16)
+
+
+def hold_out(rows: Any, share: float, seed: int) -> tuple[Any, Any]:
+    """Rows to train on and rows kept out: a seeded `share` of them, None for 0."""
+    if not share:
+        return rows, None
+    order = np.random.default_rng([seed, 1]).permutation(len(rows))
+    kept = max(1, round(share * len(rows)))
+    if kept >= len(rows):
+        raise TaskError(f"--hold-out {share} of {len(rows)} rows leaves none to train on")
+    return rows.select(sorted(order[kept:].tolist())), rows.select(sorted(order[:kept].tolist()))
+
+
+def network_of(args: argparse.Namespace, settings: RetrainSettings, task: Task) -> nn.Module:
+    """The network that the options ask for, with fresh weights and its ModelConfig."""
+    genotype, num_classes = None, len(task.classes)
+    if args.genotype:
+        genotype = Genotype.from_json(Path(args.genotype).read_text())
+        shape = UShapeConfig(settings.widths, genotype.nodes, settings.stem_stride, num_classes)
+        architecture, arguments = "searchnet", config_arguments(shape)
+    else:
+        architecture, arguments = "unet", {"widths": list(settings.unet_widths), "num_classes": num_classes}
+    size = (settings.size, settings.size)
+    return build(ModelConfig(architecture, arguments, task.classes, task.colors, size), genotype)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("python -m training.retrain", description=__doc__, formatter_class=Manual)
+    what = top.add_argument_group("network").add_mutually_exclusive_group()
+    what.add_argument("--genotype", help="genotype.json of a search")
+    what.add_argument("--architecture", choices=("unet",), help="a baseline instead")
+    add_data_options(top, split="train")
+    group = top.add_argument_group("training")
+    group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
+    group.add_argument(
+        "--size", type=int, help="side of the square pictures, instead of the preset's, pixels"
+    )
+    group.add_argument("--hold-out", type=float, default=0.0, help="share of the rows kept out, for curves")
+    add_run_options(top, "first weights, order and augmentation", precisions=("no", "fp16", "bf16"))
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    top = parser()
+    args = parse(top, argv)
+    if not args.genotype and not args.architecture:
+        top.error("give --genotype G.json or --architecture unet")
+    if args.resume and args.genotype:  # the run folder has its own copy
+        args.genotype = str(args.resume / "genotype.json")
+    return perform(_run, args, argv, "training.retrain")
+
+
+def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
+    task = task_of(args)
+    data, revision = data_of(args, task)
+    settings, recipe = PRESETS[args.preset].retrain, RECIPES[args.recipe]
+    given = {"epochs": args.epochs, "size": args.size}
+    settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v})
+    torch.manual_seed(args.seed)
+    model = network_of(args, settings, task)
+    rows, held_out = hold_out(load_rows(data, args.split, revision, task), args.hold_out, args.seed)
+    record_settings(
+        args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe),
+        dataset=dataset_name(data), revision=revision, rows=len(rows),
+    )  # fmt: skip
+    if accelerator.is_main_process and model.genotype is not None:
+        write_atomically(args.out / "genotype.json", model.genotype.to_json())
+    retrain(model, settings, recipe, task, rows, args.out, seed=args.seed, accelerator=accelerator,
+            held_out=held_out, workers=args.workers)  # fmt: skip
+    accelerator.print(f"model in {args.out}")
+    accelerator.print(
+        f"next: python -m training.evaluate {args.out} --task {task.name} --data {data} --split test"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

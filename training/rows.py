@@ -1,0 +1,168 @@
+"""From a `datasets` repository to batches: load, check every row once, cut in halves, augment, batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from searchseg.config import ModelConfig
+from searchseg.task import Task, TaskError
+
+CACHE_BYTES = (
+    8 * 2**30
+)  # decoded rows are kept in memory up to this; larger sets are decoded again every epoch
+
+
+def load_rows(data: str, split: str, revision: str | None, task: Task) -> Any:
+    """Rows of `split` ("train", "train+train_extra", "test[:10]") of a folder or Hub id.
+
+    Raises TaskError when the data, the split or a column is missing, or the split is empty.
+    """
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(data, split=split, revision=revision)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise TaskError(f"cannot read dataset {data!r}: {error}") from error
+    except ValueError as error:  # datasets names the known splits in it
+        raise TaskError(f"dataset {data!r}, split {split!r}: {error}") from error
+    if len(rows) == 0:
+        raise TaskError(f"split {split!r} of {data!r} is empty: choose another with --split")
+    task.check_columns(rows.column_names)
+    return rows
+
+
+class CheckedRows:
+    """Rows read by the task's rules, every one of them checked at birth, so that training never meets a bad
+    one.
+
+    Pictures and masks are kept as uint8 at `size` (square, pixels; None keeps each row's own size).
+    """
+
+    def __init__(self, rows: Any, task: Task, size: int | None, what: str, quiet: bool = False) -> None:
+        self.rows, self.task, self.size = rows, task, size
+        kept: list[tuple[Tensor, Tensor]] | None = []
+        self.pixels = np.zeros(256, np.int64)
+        budget = CACHE_BYTES
+        for index in tqdm(range(len(rows)), desc=f"check {what}", unit="row", disable=quiet):
+            pair = self._read(index)
+            self.pixels += np.bincount(pair[1].numpy().ravel(), minlength=256)
+            budget -= pair[0].numel() + pair[1].numel()
+            if kept is not None and budget >= 0:
+                kept.append(pair)
+            else:
+                kept = None
+        self.kept = kept
+        if not self.pixels[: len(task.classes)].any():
+            raise TaskError(
+                f"{what}: every pixel of every mask is ignored: check --ignore-value and --classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Picture (3, H, W) and mask (H, W), both uint8."""
+        return self.kept[index] if self.kept is not None else self._read(index)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        try:
+            row = self.rows[index]
+        except (OSError, ValueError, SyntaxError) as error:
+            raise TaskError(f"row {index} cannot be decoded: {error}") from error
+        image, mask = self.task.read(row, f"row {index}")
+        if self.size is not None:
+            side = (self.size, self.size)
+            image = image.resize(side, Image.Resampling.BILINEAR, reducing_gap=2.0)
+            mask = np.array(Image.fromarray(mask).resize(side, Image.Resampling.NEAREST))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
+
+
+def halves(rows: Any, seed: int) -> tuple[list[int], list[int]]:
+    """Two seeded halves of the row numbers, the same share of each value of an integer `label` column in
+    both.
+
+    The first is for the weights, the second for alpha. They differ in size by one at most and never overlap.
+    """
+    order = np.random.default_rng(seed).permutation(len(rows))
+    if "label" in rows.column_names and rows.features["label"].dtype == "int64":
+        labels = np.array(rows["label"])
+        order = order[np.argsort(labels[order], kind="stable")]
+    return sorted(order[0::2].tolist()), sorted(order[1::2].tolist())
+
+
+def augmentation(name: str, size: int) -> v2.Transform:
+    """Joint transform of picture and mask to (size, size): "none" resizes, "strong" also crops, flips and
+    colours."""
+    if name == "none":
+        return v2.Resize((size, size), antialias=True)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop((size, size), scale=(0.4, 1.0), ratio=(0.75, 1.33), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.3)], p=0.8),
+            v2.RandomGrayscale(0.05),
+        ]
+    )
+
+
+class Examples(TorchDataset):
+    """Augmented training pairs, keyed by (epoch, row): image (3, H, W) float32 normalised, mask (H, W) int64.
+
+    The augmentation of a row depends on (seed, epoch, row) alone, not on workers, processes or order.
+    """
+
+    def __init__(self, rows: CheckedRows, config: ModelConfig, augment: str, seed: int, size: int) -> None:
+        self.rows, self.config, self.seed = rows, config, seed
+        self.transform = augmentation(augment, size)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        image, mask = self.rows[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_number(self.seed, epoch, index))
+            image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        return self.config.normalise(image.as_subclass(Tensor)), mask.as_subclass(Tensor).long()
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Row numbers of one epoch in an order that depends on (seed, epoch) alone; each comes with its epoch."""
+
+    def __init__(self, indices: Sequence[int], seed: int) -> None:
+        self.indices, self.seed, self.epoch = list(indices), seed, 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.indices))
+        return ((self.epoch, self.indices[i]) for i in order)
+
+
+def loader(
+    examples: Examples, indices: Sequence[int], seed: int, batch_size: int, workers: int = 0
+) -> DataLoader:
+    """Batches of `indices` in seeded order; the last, smaller batch is dropped unless it is the only one."""
+    return DataLoader(
+        examples,
+        batch_size=batch_size,
+        sampler=EpochSampler(indices, seed),
+        num_workers=workers,
+        drop_last=len(indices) >= batch_size,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _number(*parts: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,103 @@
+"""How a run begins and ends: its folder, its processes, the record of its settings, and its errors as
+sentences."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, DataLoaderConfiguration
+
+from searchseg.genotype import GenotypeError
+from searchseg.pretrained import PretrainedError
+from searchseg.task import TaskError
+from training.files import write_atomically
+from training.options import machine
+from training.presets import PRESETS
+
+SETTINGS = "settings.json"
+
+
+def add_run_options(parser: argparse.ArgumentParser, seeds: str, precisions: tuple[str, ...]) -> None:
+    """Options of every command that fills a run folder; `seeds` says what --seed decides."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--preset", choices=tuple(PRESETS), default="lite", help="how large")
+    group.add_argument("--epochs", type=int, help="instead of the preset's number")
+    group.add_argument("--seed", type=int, default=0, help=f"of {seeds}")
+    group.add_argument("--out", type=Path, help="run folder, new or empty")
+    group.add_argument(
+        "--resume", type=Path, metavar="RUN", help="continue this run folder with its own settings"
+    )
+    group.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    group.add_argument("--mixed-precision", choices=precisions, default="no", help="pays on a GPU")
+    group.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
+
+
+def parse(top: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The options as given, or with --resume those the run began with; exits when there is no usable run
+    folder."""
+    args = top.parse_args(argv)
+    if args.resume:
+        path = args.resume / SETTINGS
+        if not path.is_file():
+            top.error(f"{args.resume} is no run folder: it has no {SETTINGS}")
+        return argparse.Namespace(
+            **{
+                **vars(args),
+                **json.loads(path.read_text())["options"],
+                "out": args.resume,
+                "resume": args.resume,
+            }
+        )
+    if not args.out:
+        top.error("say where to write with --out RUN, or which run to continue with --resume RUN")
+    if args.out.exists() and any(args.out.iterdir()):
+        top.error(f"{args.out} is not empty: choose another --out, or continue it with --resume {args.out}")
+    if args.epochs is not None and args.epochs < 1:
+        top.error(f"--epochs must be at least 1, got {args.epochs}")
+    return args
+
+
+def perform(
+    run: Callable[[argparse.Namespace, Accelerator, str], None], args: argparse.Namespace, argv: list[str] | None,
+    module: str,
+) -> int:  # fmt: skip
+    """Call `run` under accelerate; returns the exit status: 1 after a fault of the user's data, 130 after
+    Ctrl-C."""
+    # split_batches: the preset's batch size is that of all processes together
+    accelerator = Accelerator(
+        cpu=args.cpu,
+        mixed_precision=args.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+    try:
+        run(
+            args, accelerator, shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
+        )
+    except (TaskError, GenotypeError, PretrainedError, FileNotFoundError) as error:
+        accelerator.print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        accelerator.print(
+            f"\nstopped; continue with: python -m {module} --resume {args.out}", file=sys.stderr
+        )
+        return 130
+    finally:
+        accelerator.end_training()
+    return 0
+
+
+def record_settings(args: argparse.Namespace, accelerator: Accelerator, command: str, **details: Any) -> None:
+    """Write what the run does to settings.json; a resumed run keeps the record of its start."""
+    path = args.out / SETTINGS
+    if not accelerator.is_main_process or path.exists():
+        return
+    options = {key: value for key, value in vars(args).items() if key not in ("out", "resume")}
+    document = {"command": command, "options": options, **details, "machine": machine()}
+    document["processes"] = accelerator.num_processes
+    write_atomically(path, json.dumps(document, indent=2) + "\n")
