@@ -114,7 +114,8 @@ class ModelConfig:
             raise ConfigError("config.json has no 'architecture': this is not a searchseg model")
         if document.get("schema") != SCHEMA:
             raise ConfigError(
-                f"config.json has schema {document.get('schema')!r}, this version reads {SCHEMA}: upgrade searchseg"
+                f"config.json has schema {document.get('schema')!r}, this version reads {SCHEMA}: "
+                "upgrade searchseg"
             )
         names = document.get("id2label")
         _expect(isinstance(names, dict), "id2label", names, 'an object {"0": "name", ...}')

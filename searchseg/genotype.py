@@ -41,7 +41,7 @@ class Edge:
             raise GenotypeError(f"edge nodes must be integers, got {self.source!r} -> {self.target!r}")
         if not 0 <= self.source < self.target or self.target < INPUT_NODES:
             raise GenotypeError(
-                f"edge {self.source} -> {self.target} must run forward from a node >= 0 to an intermediate node >= 2"
+                f"edge {self.source} -> {self.target} must run forward, to an intermediate node (2 or later)"
             )
         if self.operation not in OPERATION_NAMES:
             raise GenotypeError(f"unknown operation {self.operation!r}; known: {', '.join(OPERATION_NAMES)}")
@@ -116,7 +116,8 @@ class Genotype:
             raise GenotypeError(f"genotype must be a JSON object, got {type(document).__name__}")
         if document.get("schema") != SCHEMA:
             raise GenotypeError(
-                f"genotype has schema {document.get('schema')!r}, this version reads {SCHEMA}: upgrade searchseg"
+                f"genotype has schema {document.get('schema')!r}, this version reads {SCHEMA}: "
+                "upgrade searchseg"
             )
         cells, search = document.get("cells"), document.get("search", {})
         if not isinstance(cells, dict) or not isinstance(search, dict):

@@ -214,7 +214,8 @@ def _compare(header: dict[str, Any], wanted: dict[str, Tensor]) -> None:
     if missing or extra:
         what = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which the network does not"
         raise PretrainedError(
-            f"{WEIGHTS} {what} ({len(missing)} missing, {len(extra)} extra): weights and config.json do not belong together"
+            f"{WEIGHTS} {what} ({len(missing)} missing, {len(extra)} extra): "
+            "weights and config.json do not belong together"
         )
     for name, tensor in wanted.items():
         entry = header[name]

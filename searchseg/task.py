@@ -21,8 +21,8 @@ CAMVID_COLORS = (
     "#e0a0a0", "#e08c28", "#a01e6e", "#f0e03c", "#28c8b4",
 )  # fmt: skip
 PALETTE = (  # for tasks that bring no colours: Okabe and Ito's colour-blind-safe set, then tints of it
-    "#303030", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999", "#7f5200",
-    "#b3e0ff", "#66d9b8", "#8a8000", "#66b3ff", "#ffb380", "#ffcce6",
+    "#303030", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
+    "#999999", "#7f5200", "#b3e0ff", "#66d9b8", "#8a8000", "#66b3ff", "#ffb380", "#ffcce6",
 )  # fmt: skip
 
 
@@ -69,7 +69,8 @@ class Task:
         for option, column in (("--image-column", self.image_column), ("--mask-column", self.mask_column)):
             if column not in columns:
                 raise TaskError(
-                    f"no column {column!r}; the dataset has {', '.join(columns)}: name the right one with {option}"
+                    f"no column {column!r}; the dataset has {', '.join(columns)}: "
+                    f"name the right one with {option}"
                 )
 
     def read(self, row: Mapping[str, Any], where: str = "row") -> tuple[Image.Image, np.ndarray]:
@@ -85,7 +86,8 @@ class Task:
                 raise TaskError(f"{where}: column {column!r} holds {type(value).__name__}, not a picture")
         if image.size != mask.size:
             raise TaskError(
-                f"{where}: the picture is {image.width}x{image.height}, its mask {mask.width}x{mask.height}: make them "
+                f"{where}: the picture is {image.width}x{image.height}, its mask {mask.width}x{mask.height}: "
+                "make them equal (decoding turns photos upright by their EXIF tag; masks have none)"
                 "equal (decoding turns photos upright by their EXIF tag; masks have none)"
             )
         return image.convert("RGB"), self._class_ids(np.array(mask), where)

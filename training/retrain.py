@@ -116,10 +116,20 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, recipe.lr)
 
 
-def retrain(model: nn.Module, settings: RetrainSettings, recipe: Recipe, task: Task, rows: Any, out: Path, *,
-            seed: int, accelerator: Accelerator, held_out: Any = None, workers: int = 0) -> nn.Module:  # fmt: skip
-    """Train `model` (with its ModelConfig on it) on `rows`, or continue, writing to `out`; returns the
-    network kept."""
+def retrain(
+    model: nn.Module,
+    settings: RetrainSettings,
+    recipe: Recipe,
+    task: Task,
+    rows: Any,
+    out: Path,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    held_out: Any = None,
+    workers: int = 0,
+) -> nn.Module:
+    """Train `model` (which carries its ModelConfig) on `rows`, or continue; returns the network kept in `out`."""
     main = accelerator.is_main_process
     config: ModelConfig = model.config  # type: ignore[assignment]
     training = Training(model, recipe, accelerator)
@@ -244,8 +254,8 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     )  # fmt: skip
     if accelerator.is_main_process and model.genotype is not None:
         write_atomically(args.out / "genotype.json", model.genotype.to_json())
-    retrain(model, settings, recipe, task, rows, args.out, seed=args.seed, accelerator=accelerator,
-            held_out=held_out, workers=args.workers)  # fmt: skip
+    more = {"seed": args.seed, "held_out": held_out, "workers": args.workers}
+    retrain(model, settings, recipe, task, rows, args.out, accelerator, **more)
     accelerator.print(f"model in {args.out}")
     accelerator.print(
         f"next: python -m training.evaluate {args.out} --task {task.name} --data {data} --split test"

@@ -64,9 +64,11 @@ def parse(top: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Name
 
 
 def perform(
-    run: Callable[[argparse.Namespace, Accelerator, str], None], args: argparse.Namespace, argv: list[str] | None,
+    run: Callable[[argparse.Namespace, Accelerator, str], None],
+    args: argparse.Namespace,
+    argv: list[str] | None,
     module: str,
-) -> int:  # fmt: skip
+) -> int:
     """Call `run` under accelerate; returns the exit status: 1 after a fault of the user's data, 130 after
     Ctrl-C."""
     # split_batches: the preset's batch size is that of all processes together

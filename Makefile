@@ -1,0 +1,37 @@
+# `make app` starts the page, `make test` runs the tests; both make .venv and install what they need first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: app test lint bench clean
+
+app: .venv/app.installed
+	$(BIN)/python app.py
+
+test: .venv/dev.installed
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/app.installed
+	$(BIN)/python -m training.benchmark segment
+	$(BIN)/python -m training.benchmark search
+	$(BIN)/python -m training.benchmark retrain
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+# the stamp files make the second start instant: pip runs again only when the list has changed
+.venv/app.installed: requirements.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/dev.installed: requirements-dev.txt .venv/app.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,67 @@
+"""Proves that imports follow the arrows of the design: searchseg stands alone, hub and training meet on disk."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("app", "searchseg", "training", "hub")
+MAY_IMPORT = {
+    "searchseg": set(),
+    "training": {"searchseg", "hub"},
+    "hub": {"searchseg"},
+    "app": {"searchseg", "training", "hub"},
+}
+# the library is used without the page and without the workshop, so their packages stay out of it
+NOT_IN_SEARCHSEG = {"gradio", "datasets", "argparse", "accelerate", "timm", "torchvision", "matplotlib"}
+# the leaves first: a module of the library imports only modules to its left
+ORDER = (
+    ("genotype", "config", "images", "task", "loss", "metric", "svg"),
+    ("operations", "drawing"),
+    ("cell", "baselines"),
+    ("network",),
+    ("cost", "pretrained"),
+    ("segmenter",),
+    ("__init__",),
+)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the arrows"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(room: str) -> list[Path]:
+    return [ROOT / "app.py"] if room == "app" else sorted((ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_along_the_arrows(room):
+    assert files(room), f"{room} has no module"
+    for path in files(room):
+        roots = {name.split(".")[0] for name in imports(path)} & set(ROOMS) - {room}
+        assert roots <= MAY_IMPORT[room], f"{path.name} imports {roots - MAY_IMPORT[room]}"
+
+
+def test_the_library_needs_neither_page_nor_workshop():
+    for path in files("searchseg"):
+        assert not {name.split(".")[0] for name in imports(path)} & NOT_IN_SEARCHSEG, path.name
+
+
+def test_modules_of_the_library_point_to_the_leaves():
+    rank = {name: i for i, names in enumerate(ORDER) for name in names}
+    for path in files("searchseg"):
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "searchseg" and len(parts) > 1 and parts[1] in rank and path.stem != "__init__":
+                same_subject = {path.stem, parts[1]} in ({"drawing", "svg"},)
+                assert rank[parts[1]] < rank[path.stem] or same_subject, f"{path.stem} imports {parts[1]}"
+    assert {path.stem for path in files("searchseg")} == set(rank), "a new module needs its place in ORDER"
