@@ -34,12 +34,7 @@ CELL_INPUTS: dict[str, tuple[str, str]] = {
 }
 _FAMILIES = {"sepconv": "separable convolution", "dilconv": "dilated convolution", "mbconv": "MBConv"}
 
-_ALSO = (
-    ("stem", "C2"),
-    ("C1", "C3"),
-    ("C2", "C4"),
-    ("C3", "C5"),
-)  # the links the skips and the main path leave
+_ALSO = (("stem", "C2"), ("C1", "C3"), ("C2", "C4"), ("C3", "C5"))  # besides the main path and the skips
 _LEVELS = dict(zip(CELL_NAMES, (0, 1, 2, 3, 3, 2, 1, 0), strict=True))
 
 Size = tuple[int, int]
@@ -77,9 +72,9 @@ def draw(
     shapes.append(_legend([*samples, (_also_sample, "also receives")], boxes))
     task = str(genotype.search.get("task") or genotype.search.get("dataset") or "")[:60]
     title = f"SEARCH-Net {genotype.id}" + (f", searched on {task}" if task else "")
-    return document(
-        title, " ".join(describe_cell(genotype, name) for name in CELL_NAMES), shapes, *_extent(boxes, 8)
-    )
+    levels = f"Eight cells in a U whose levels have {_listed(map(str, widths))} channels, from the top down."
+    description = " ".join([levels, *(describe_cell(genotype, name) for name in CELL_NAMES)])
+    return document(title, description, shapes, *_extent(boxes, 8))
 
 
 def draw_unet(widths: Sequence[int], *, image_size: Size | None = None) -> str:
@@ -154,7 +149,7 @@ def _block(box: Box, name: str, channels: int | None, size: Size | None, note: s
     right = box.right - 12
     return group(
         card(box),
-        text(box.x + 12, box.y + 28, name, 23, font_weight="bold"),
+        text(box.x + 12, box.y + 28, name, 20, font_weight="bold"),
         text(right, box.y + 26, f"{channels} ch", 18, "end") if channels else "",
         text(right, box.y + 50, _times(size), 17, "end", class_="quiet") if size else "",
         text(box.x + 12, box.bottom - 14, note, 16, class_="quiet") if note else "",

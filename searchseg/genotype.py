@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -141,6 +142,21 @@ def possible_edges(nodes: int) -> list[tuple[int, int]]:
     return [
         (source, target) for target in range(INPUT_NODES, INPUT_NODES + nodes) for source in range(target)
     ]
+
+
+def random_genotype(nodes: int, seed: int) -> Genotype:
+    """A genotype drawn uniformly: two different sources for every node, any operation on each edge."""
+    draw = random.Random(seed)
+    targets = range(INPUT_NODES, INPUT_NODES + nodes)
+    cells = {
+        name: tuple(
+            Edge(source, target, draw.choice(OPERATION_NAMES))
+            for target in targets
+            for source in draw.sample(range(target), EDGES_PER_NODE)
+        )
+        for name in CELL_NAMES
+    }
+    return Genotype(nodes, cells, {"method": "random", "seed": seed})
 
 
 def _check_cell(name: str, edges: tuple[Edge, ...], nodes: int) -> None:

@@ -53,7 +53,9 @@ DRAWINGS = {
     },
     **{f"cell of {n} nodes": draw_cell(some_genotype(n, n), f"C{n % 8 or 8}") for n in (1, 2, 3, 4, 16)},
     **{f"unet of {n} levels": draw_unet((1024,) * n, image_size=(1024, 1024)) for n in range(2, 7)},
-    **{f"alpha of {n} nodes": draw_alpha(some_alpha(n)) for n in (1, 2, 4, 10)},
+    **{f"alpha of {n} nodes": draw_alpha(some_alpha(n)) for n in (1, 2, 4)},
+    "alpha of far nodes": draw_alpha({name: {"10-11": [0.0] * 7} for name in CELL_NAMES}),
+    "u of wide cells": draw(some_genotype(4), widths=(8192,) * 4),
 }
 every_drawing = pytest.mark.parametrize("svg", DRAWINGS.values(), ids=DRAWINGS)
 

@@ -1,4 +1,4 @@
-"""Proves that imports follow the arrows of the design: searchseg stands alone, hub and training meet on disk."""
+"""Proves that imports follow the arrows of the design: searchseg alone, hub and training meet on disk."""
 
 import ast
 from pathlib import Path
