@@ -71,7 +71,7 @@ def card_text(model: nn.Module, metrics: dict[str, Any], name: str) -> str:
         ABOUT.get(config.architecture, ""),
         "![The architecture](architecture.svg)",
         "## Use it",
-        f"```python\nimport searchseg\nsegmenter = searchseg.Segmenter.from_pretrained({name!r})\n"
+        f"```python\nimport searchseg\n\nsegmenter = searchseg.Segmenter.from_pretrained({name!r})\n"
         'segmenter("photo.jpg").cutout().save("cutout.png")\n```',
         "## Scores",
         _scores(metrics),

@@ -18,8 +18,8 @@ from searchseg.drawing import (
     draw_unet,
     layout_cell,
 )
+from searchseg.drawing.svg import STYLE, Box
 from searchseg.genotype import CELL_NAMES, OPERATION_NAMES, Edge, Genotype, possible_edges
-from searchseg.svg import STYLE, Box
 
 SVG = "{http://www.w3.org/2000/svg}"
 CHARACTER = 0.6  # width of a character by font size: the mean of a wide sans-serif (DejaVu Sans)

@@ -129,7 +129,7 @@ def retrain(
     held_out: Any = None,
     workers: int = 0,
 ) -> nn.Module:
-    """Train `model` (it carries its ModelConfig) on `rows`, or continue; returns the network kept in `out`."""
+    """Train `model` (it carries its ModelConfig) on `rows`, or continue; returns the network kept."""
     main = accelerator.is_main_process
     config: ModelConfig = model.config  # type: ignore[assignment]
     training = Training(model, recipe, accelerator)
