@@ -43,7 +43,7 @@ NO_PICTURE = "Choose a picture first: upload one, take a photo or paste it."
 NO_FILE = "Send the picture as an uploaded file, not as a web address or a path."
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: auto; }
+.gradio-container { width: 100%; max-width: 1240px !important; margin: auto; }
 .quiet { color: var(--body-text-color-subdued); font-size: var(--text-sm); line-height: 1.5; margin: 0; }
 .legend { list-style: none; margin: 0 0 8px; padding: 0; }
 .legend li { display: grid; grid-template-columns: 16px 1fr auto; gap: 5px 10px; margin: 0 0 9px; }
@@ -51,7 +51,7 @@ CSS = """
 .legend li::before { height: 16px; align-self: center; border: 1px solid var(--body-text-color-subdued); }
 .legend li::after { height: 5px; grid-column: 2 / 4;
   background: linear-gradient(to right, var(--color) var(--share), var(--border-color-primary) 0); }
-input[role=combobox] { text-overflow: ellipsis; }
+input[role=combobox] { text-overflow: ellipsis; padding-right: 28px; }
 #picture img, #overlay img, #cutout img { object-fit: contain; }
 #picture img::after { content: "This file cannot be shown."; position: absolute; inset: 0; display: grid;
   place-items: center; background: var(--block-background-fill); } /* drawn only where the image is broken */
@@ -263,7 +263,8 @@ def only_uploads(picture: gr.Image) -> gr.Image:
             raise refuse(NO_FILE)
         return upload.path if upload else None
 
-    picture.async_move_resource_to_block_cache, picture.preprocess = move_file, path_of  # type: ignore
+    picture.async_move_resource_to_block_cache, picture.preprocess = move_file, path_of
+    picture.example_payload = lambda: {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
     return picture
 
 
@@ -278,7 +279,9 @@ def lay_out(page: Page) -> None:
         with gr.Column(min_width=280):
             with gr.Tab("Picture"):
                 sources: Any = ["upload", "webcam", "clipboard"]
-                picture = only_uploads(gr.Image(type="filepath", sources=sources, elem_id="picture", **look))
+                picture = only_uploads(
+                    gr.Image(type="filepath", sources=sources, label="Picture", elem_id="picture", **look)
+                )
             model = gr.Dropdown(choices, value=default.folder.name, label="Network", filterable=False)
             about = gr.HTML(default.describe(), padding=True)
             button = gr.Button("Segment", variant="primary")
@@ -289,8 +292,8 @@ def lay_out(page: Page) -> None:
             with gr.Tab("Cut-out"):
                 cutout = gr.Image(label="Cut-out", elem_id="cutout", **shown)
             legend = gr.HTML(NOTHING_YET, padding=True)
-            mask = gr.DownloadButton("Download mask (PNG of class ids)", interactive=False)
-    with gr.Tab("How this network is built"):
+            mask = gr.DownloadButton("Download mask (PNG)", interactive=False)
+    with gr.Tab("Inside the network"):
         part = gr.Radio([WHOLE, *CELL_NAMES], value=WHOLE, show_label=False, visible=has_cells)
         drawing = gr.HTML(default.draw(), elem_id="drawing", apply_default_css=False)
     with gr.Tab("Result as JSON"):

@@ -59,8 +59,11 @@ def architecture_svg(model: nn.Module) -> str:
     return draw(model.genotype, widths=widths, image_size=config.image_size, stem_stride=stride)
 
 
-def card_text(model: nn.Module, metrics: dict[str, Any], name: str) -> str:
-    """The card of a loaded network as Markdown with YAML front matter."""
+def card_text(model: nn.Module, metrics: dict[str, Any], name: str, search: Path) -> str:
+    """The card of a loaded network as Markdown with YAML front matter.
+
+    `search` is the folder where `hub.pack` puts the record of the search; it may be missing.
+    """
     config, protocol, training = model.config, metrics["protocol"], metrics["training"]
     title = f"{TITLES.get(config.architecture, config.architecture)} for {protocol['task']}"
     height, width = config.image_size
@@ -78,7 +81,7 @@ def card_text(model: nn.Module, metrics: dict[str, Any], name: str) -> str:
         "## Training",
         _training(training),
         "## Architecture",
-        _architecture(model, metrics),
+        _architecture(model) + _search_cost(search),
         "## Data",
         DATA.get(protocol["task"], f"{protocol['dataset']}."),
         "## Limits",
@@ -97,7 +100,7 @@ def write_card(folder: Path, name: str) -> None:
             f"{folder.name} has no metrics.json: run python -m training.evaluate on it first"
         )
     (folder / "architecture.svg").write_text(architecture_svg(model))
-    (folder / "README.md").write_text(card_text(model, json.loads(path.read_text()), name))
+    (folder / "README.md").write_text(card_text(model, json.loads(path.read_text()), name, folder / "search"))
 
 
 def _front_matter(architecture: str, metrics: dict[str, Any], title: str) -> str:
@@ -157,17 +160,27 @@ def _training(training: dict[str, Any]) -> str:
         f"{training['epochs_done']} epochs, batch {training['settings']['batch_size']}, "
         f"{training['settings']['size']} px, seed {options['seed']}, {training['processes']} processes",
         f"{training['minutes']} minutes on {_machine(training['machine'])}",
-        "weights after the last epoch; no epoch was chosen and the test split was read once, after training",
+        "weights after the last epoch; no epoch was chosen",
     ]
     return "\n".join(f"- {fact}" for fact in facts) + f"\n\n    {training['command']}"
 
 
-def _architecture(model: nn.Module, metrics: dict[str, Any]) -> str:
+def _architecture(model: nn.Module) -> str:
     arguments = ", ".join(f"{key} {value}" for key, value in model.config.arguments.items())
     if model.genotype is None:
         return f"Arguments: {arguments}."
     search = ", ".join(f"{key} {value}" for key, value in model.genotype.search.items() if value is not None)
     return f"Genotype `{model.genotype.id}` (genotype.json); arguments: {arguments}.\n\nFound by: {search}."
+
+
+def _search_cost(folder: Path) -> str:
+    """Minutes, machine and command of the search, where `hub.pack` put its record."""
+    if not (folder / "history.jsonl").is_file():
+        return ""
+    seconds = [json.loads(line)["seconds"] for line in (folder / "history.jsonl").read_text().splitlines()]
+    settings = json.loads((folder / "settings.json").read_text())
+    where = f"{settings['processes']} processes, {_machine(settings['machine'])}"
+    return f" It took {sum(seconds) / 60:.0f} minutes ({where}).\n\n    {settings['command']}"
 
 
 def _machine(machine: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from searchseg.genotype import no_duplicates
+
 SCHEMA = 1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,10 +47,12 @@ class ModelConfig:
         _expect(isinstance(self.architecture, str), "architecture", self.architecture, "a name")
         _expect(isinstance(self.arguments, Mapping), "arguments", self.arguments, "an object")
         _expect(
-            2 <= len(self.classes) <= 255 and all(isinstance(c, str) and c for c in self.classes),
+            2 <= len(self.classes) <= 255
+            and all(isinstance(c, str) and c for c in self.classes)
+            and len(set(self.classes)) == len(self.classes),
             "id2label",
             self.classes,
-            "names for the classes 0, 1, ... (two to 255 of them)",
+            "names for the classes 0, 1, ... (two to 255 of them, all different)",
         )
         _expect(
             len(self.colors) == len(self.classes) and all(_is_color(c) for c in self.colors),
@@ -67,7 +71,7 @@ class ModelConfig:
             _expect(
                 len(values) == 3 and all(_is_finite(v) for v in values), name, values, "three finite numbers"
             )
-        _expect(all(v > 0 for v in self.image_std), "image_std", self.image_std, "three positive numbers")
+        _expect(all(v > 1e-6 for v in self.image_std), "image_std", self.image_std, "three positive numbers")
         _expect(
             type(self.ignore_index) is int and len(self.classes) <= self.ignore_index <= 255,
             "ignore_index",
@@ -107,7 +111,7 @@ class ModelConfig:
     def from_json(cls, text: str | bytes) -> ModelConfig:
         """Read config.json; raises ConfigError naming the first entry that is wrong."""
         try:
-            document = json.loads(text)
+            document = json.loads(text, object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"config.json is not JSON: {error}") from error
         if not isinstance(document, dict) or "architecture" not in document:
@@ -117,7 +121,7 @@ class ModelConfig:
                 f"config.json has schema {document.get('schema')!r}, this version reads {SCHEMA}: "
                 "upgrade searchseg"
             )
-        names = document.get("id2label")
+        names: Any = document.get("id2label")
         _expect(isinstance(names, dict), "id2label", names, 'an object {"0": "name", ...}')
         _expect(
             set(names) == {str(i) for i in range(len(names))},

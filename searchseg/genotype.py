@@ -68,6 +68,8 @@ class Genotype:
             raise GenotypeError(
                 f"a genotype needs exactly the cells C1 to C8, got {sorted(map(str, self.cells))}"
             )
+        if not all(isinstance(edge, Edge) for edges in self.cells.values() for edge in edges):
+            raise GenotypeError("the cells of a genotype must hold Edge values")
         cells = {
             name: tuple(sorted(self.cells[name], key=lambda e: (e.target, e.source, e.operation)))
             for name in CELL_NAMES
@@ -80,7 +82,7 @@ class Genotype:
     def __hash__(self) -> int:
         return hash((self.nodes, tuple(self.cells.items())))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # a mapping proxy cannot be pickled or deep-copied; the plain values can
         return Genotype, (self.nodes, dict(self.cells), dict(self.search))
 
@@ -110,7 +112,7 @@ class Genotype:
     def from_json(cls, text: str | bytes) -> Genotype:
         """Read genotype.json; raises GenotypeError naming the first thing that is wrong."""
         try:
-            document = json.loads(text)
+            document = json.loads(text, object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
             raise GenotypeError(f"genotype is not JSON: {error}") from error
         if not isinstance(document, dict):
@@ -120,20 +122,35 @@ class Genotype:
                 f"genotype has schema {document.get('schema')!r}, this version reads {SCHEMA}: "
                 "upgrade searchseg"
             )
+        unknown = sorted(set(document) - {"schema", "nodes", "operations", "cells", "search"})
+        if unknown:
+            raise GenotypeError(f"genotype has the unknown entry {unknown[0]!r:.80}")
+        if document.get("operations", list(OPERATION_NAMES)) != list(OPERATION_NAMES):
+            raise GenotypeError(
+                f"genotype was searched over other operations than {', '.join(OPERATION_NAMES)}: "
+                "it belongs to another version"
+            )
+        nodes: Any = document.get("nodes")
         cells, search = document.get("cells"), document.get("search", {})
         if not isinstance(cells, dict) or not isinstance(search, dict):
             raise GenotypeError(
                 "genotype needs an object 'cells' (and 'search', if present, must be an object)"
             )
-        return cls(
-            document.get("nodes"), {name: _read_edges(name, edges) for name, edges in cells.items()}, search
-        )
+        return cls(nodes, {name: _read_edges(name, edges) for name, edges in cells.items()}, search)
 
     def _cells_as_json(self) -> dict[str, list[dict[str, Any]]]:
         return {
             name: [{"source": e.source, "target": e.target, "operation": e.operation} for e in edges]
             for name, edges in self.cells.items()
         }
+
+
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: of an entry that stands twice the last would silently win."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return table
 
 
 def possible_edges(nodes: int) -> list[tuple[int, int]]:

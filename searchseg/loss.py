@@ -14,8 +14,8 @@ def dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor
     1606.04797).
 
     logits (B, K, H, W) floating, target (B, H, W) integer class ids; pixels equal to `ignore_index` count
-    for nothing. Sums run over the whole batch. A class that neither the target nor its ignore-free pixels
-    ask for is left out of the mean; a batch without any counted pixel gives 0 with a zero gradient. Returns
+    for nothing. Sums run over the whole batch. A class without a counted target pixel is
+    left out of the mean; a batch without any counted pixel gives 0 with a zero gradient. Returns
     a scalar in [0, 1], float32. Raises ValueError on shapes that do not match.
     """
     if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchseg.cell import ArchitectureParameter, Cell, MixedOp, fixed_cell, searching_cell
-from searchseg.genotype import CELL_NAMES, EDGES_PER_NODE, INPUT_NODES, OPERATION_NAMES, Edge, Genotype
+from searchseg.genotype import (
+    CELL_NAMES,
+    EDGES_PER_NODE,
+    INPUT_NODES,
+    OPERATION_NAMES,
+    Edge,
+    Genotype,
+    GenotypeError,
+)
 from searchseg.operations import ConvNorm
 
 
@@ -107,11 +116,12 @@ class USpace(UShape):
 
     def architecture_parameters(self) -> Iterator[ArchitectureParameter]:
         """The alphas; together with `weight_parameters` they partition `parameters()`."""
-        return (p for p in self.parameters() if isinstance(p, ArchitectureParameter))
+        return (mixed.alpha for *_, mixed in self.edges())
 
     def weight_parameters(self) -> Iterator[nn.Parameter]:
         """Everything that is not an alpha."""
-        return (p for p in self.parameters() if not isinstance(p, ArchitectureParameter))
+        alphas = {id(p) for p in self.architecture_parameters()}
+        return (p for p in self.parameters() if id(p) not in alphas)
 
     def edges(self) -> Iterator[tuple[str, int, int, MixedOp]]:
         """Every edge as (cell, source, target, mixed operation)."""
@@ -151,13 +161,15 @@ def derive(
     for name, table in alphas.items():
         best = []
         for key, alpha in table.items():
+            if not all(map(math.isfinite, alpha)):
+                raise GenotypeError(f"alpha of {name} {key} is not finite: the search diverged")
             weights = torch.tensor(alpha, dtype=torch.float64).softmax(0)
             source, target = map(int, key.split("-"))
             best.append((weights.max().item(), Edge(source, target, OPERATION_NAMES[int(weights.argmax())])))
         cells[name] = tuple(
             edge
             for target in range(INPUT_NODES, INPUT_NODES + nodes)
-            for _, edge in sorted((b for b in best if b[1].target == target), key=lambda b: -b[0])[
+            for _, edge in sorted((b for b in best if b[1].target == target), key=lambda b: (-b[0], b[1]))[
                 :EDGES_PER_NODE
             ]
         )

@@ -98,13 +98,14 @@ def _depthwise(channels: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, kernel, 1, padding, dilation, groups=channels, bias=False)
 
 
+# name -> build(channels, affine)
 OPERATIONS: dict[str, Callable[[int, bool], nn.Module]] = {
-    "sepconv_3x3": lambda channels, affine=True: SepConv(channels, 3, affine),
-    "sepconv_5x5": lambda channels, affine=True: SepConv(channels, 5, affine),
-    "dilconv_3x3": lambda channels, affine=True: DilConv(channels, 3, affine),
-    "dilconv_5x5": lambda channels, affine=True: DilConv(channels, 5, affine),
-    "mbconv_3x3": lambda channels, affine=True: MBConv(channels, 3, affine),
-    "mbconv_5x5": lambda channels, affine=True: MBConv(channels, 5, affine),
-    "skip": lambda channels, affine=True: nn.Identity(),
+    "sepconv_3x3": lambda channels, affine: SepConv(channels, 3, affine),
+    "sepconv_5x5": lambda channels, affine: SepConv(channels, 5, affine),
+    "dilconv_3x3": lambda channels, affine: DilConv(channels, 3, affine),
+    "dilconv_5x5": lambda channels, affine: DilConv(channels, 5, affine),
+    "mbconv_3x3": lambda channels, affine: MBConv(channels, 3, affine),
+    "mbconv_5x5": lambda channels, affine: MBConv(channels, 5, affine),
+    "skip": lambda channels, affine: nn.Identity(),
 }
 assert tuple(OPERATIONS) == OPERATION_NAMES

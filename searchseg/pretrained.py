@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from searchseg.baselines import UNet, UNetConfig
 from searchseg.config import ConfigError, ModelConfig
-from searchseg.genotype import Genotype, GenotypeError
-from searchseg.network import SearchNet, UShapeConfig, config_arguments
+from searchseg.genotype import Genotype, GenotypeError, no_duplicates
+from searchseg.network import SearchNet, UShapeConfig
 
 CONFIG, GENOTYPE, WEIGHTS = "config.json", "genotype.json", "model.safetensors"
 MAX_TEXT_BYTES = 1 << 20  # of config.json and genotype.json
@@ -57,7 +58,7 @@ def build(config: ModelConfig, genotype: Genotype | None = None) -> nn.Module:
     """
     if config.architecture not in ARCHITECTURES:
         raise PretrainedError(
-            f"unknown architecture {config.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+            f"unknown architecture {config.architecture!r:.80}; known: {', '.join(ARCHITECTURES)}"
         )
     try:
         model = ARCHITECTURES[config.architecture](dict(config.arguments), genotype)
@@ -88,6 +89,13 @@ def save_pretrained(
             "this network does not know its classes and picture size: save_pretrained(model, folder, "
             "config=searchseg.ModelConfig(architecture, arguments, classes, colors, image_size))"
         )
+    genotype = getattr(model, "genotype", None)
+    with torch.device("meta"):
+        wanted = build(config, genotype).state_dict()
+    if {n: t.shape for n, t in wanted.items()} != {n: t.shape for n, t in model.state_dict().items()}:
+        raise PretrainedError(
+            f"the config describes another network than this {type(model).__name__}: not saved"
+        )
     tensors = {name: _stored(name, tensor, half) for name, tensor in model.state_dict().items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +103,6 @@ def save_pretrained(
     os.chmod(
         folder / WEIGHTS, 0o644
     )  # safetensors leaves 0600, unreadable for a server under another account
-    genotype = getattr(model, "genotype", None)
     if isinstance(genotype, Genotype):
         (folder / GENOTYPE).write_text(genotype.to_json())
     (folder / CONFIG).write_text(config.to_json())
@@ -132,8 +139,9 @@ def from_pretrained(
 
 def arguments_of(model: nn.Module) -> dict[str, Any]:
     """The constructor arguments of one of our networks, as config.json holds them."""
-    if isinstance(model.arguments, (UShapeConfig, UNetConfig)):
-        return config_arguments(model.arguments)
+    arguments = getattr(model, "arguments", None)
+    if isinstance(arguments, (UShapeConfig, UNetConfig)):
+        return {**asdict(arguments), "widths": list(arguments.widths)}
     raise PretrainedError(f"{type(model).__name__} is not one of our networks")
 
 
@@ -193,20 +201,13 @@ def _read_header(path: Path) -> dict[str, Any]:
             raise PretrainedError(f"{WEIGHTS} is not a safetensors file (a pickle, or a broken download?)")
         raw = file.read(length)
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+        header = json.loads(raw, object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise PretrainedError(f"{WEIGHTS} has a broken header: {error}") from error
     if not isinstance(header, dict):
         raise PretrainedError(f"{WEIGHTS} has a broken header: not an object")
     header.pop("__metadata__", None)
     return header
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
 
 
 def _compare(header: dict[str, Any], wanted: dict[str, Tensor]) -> None:
@@ -224,7 +225,11 @@ def _compare(header: dict[str, Any], wanted: dict[str, Tensor]) -> None:
             raise PretrainedError(
                 f"{WEIGHTS}: {name} has shape {shape}, the network wants {list(tensor.shape)}"
             )
-        if (dtype in FLOATS) != tensor.is_floating_point() or (dtype not in FLOATS and dtype != "I64"):
+        if (
+            not isinstance(dtype, str)
+            or (dtype in FLOATS) != tensor.is_floating_point()
+            or (dtype not in FLOATS and dtype != "I64")
+        ):
             raise PretrainedError(f"{WEIGHTS}: {name} has type {dtype}, the network wants {tensor.dtype}")
 
 

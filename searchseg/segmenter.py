@@ -22,7 +22,7 @@ from searchseg.pretrained import from_pretrained
 BAND_VALUES = 4_000_000  # class scores held at full width at a time; bounds memory for large photos
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays do not compare to one truth
 class Segmentation:
     """A picture with the class of every pixel.
 
@@ -94,7 +94,7 @@ class Segmenter:
             )
         self.config = config
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self.model = model.eval().to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def from_pretrained(

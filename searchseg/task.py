@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from searchseg.images import ImageError, read_image
 
 IGNORE = 255
 PET_REVISION = "18515194612b584bf54692372ac035ef773a5b41"
@@ -64,6 +66,11 @@ class Task:
         object.__setattr__(self, "ids", MappingProxyType(dict(self.ids)))
         object.__setattr__(self, "_table", table)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a mapping proxy cannot be pickled; workers that are spawned get the task by pickle
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return _rebuild, ({**values, "ids": dict(self.ids)},)
+
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raise TaskError when the dataset lacks the image or mask column, naming those it has."""
         for option, column in (("--image-column", self.image_column), ("--mask-column", self.mask_column)):
@@ -79,7 +86,8 @@ class Task:
         `where` names the row in errors. Raises TaskError when the mask has another size than the picture,
         more than one channel, or a value that the task does not declare.
         """
-        where = f"{where} ({row[self.name_column]})" if self.name_column in row else where
+        if self.name_column is not None and self.name_column in row:
+            where = f"{where} ({row[self.name_column]})"
         image, mask = row[self.image_column], row[self.mask_column]
         for column, value in ((self.image_column, image), (self.mask_column, mask)):
             if not isinstance(value, Image.Image):
@@ -88,16 +96,22 @@ class Task:
             raise TaskError(
                 f"{where}: the picture is {image.width}x{image.height}, its mask {mask.width}x{mask.height}: "
                 "make them equal (decoding turns photos upright by their EXIF tag; masks have none)"
-                "equal (decoding turns photos upright by their EXIF tag; masks have none)"
             )
-        return image.convert("RGB"), self._class_ids(np.array(mask), where)
+        try:
+            picture = read_image(image)
+        except ImageError as error:
+            raise TaskError(f"{where}: {error}") from error
+        return picture, self._class_ids(np.array(mask), where)
 
     def _class_ids(self, values: np.ndarray, where: str) -> np.ndarray:
         if values.ndim != 2:
             raise TaskError(
                 f"{where}: the mask has {values.shape[-1]} channels: save it with one (class ids, 8 bits)"
             )
-        present = np.unique(values).astype(np.int64)
+        if values.dtype.kind == "f":
+            raise TaskError(f"{where}: the mask holds {values.dtype} numbers: save it with class ids, 8 bits")
+        values = values.astype(np.int64)  # of one bit, numpy would take True and False for a selection
+        present = np.unique(values)
         unknown = [v for v in present.tolist() if not 0 <= v <= 255 or self._table[v] < 0]
         if unknown:
             raise TaskError(
@@ -105,6 +119,10 @@ class Task:
                 "add a class for it with --classes or leave it out with --ignore-value"
             )
         return self._table[values].astype(np.uint8)
+
+
+def _rebuild(values: dict[str, Any]) -> Task:
+    return Task(**values)
 
 
 def pet(border: str = "ignore") -> Task:
@@ -147,6 +165,8 @@ def custom(
 ) -> Task:
     """A task on a user's own dataset: mask value i is class i, `ignore_value` (if any) counts for nothing."""
     ids = {i: i for i in range(len(classes))}
+    if ignore_value in ids:
+        raise TaskError(f"--ignore-value {ignore_value} is the mask value of class {classes[ignore_value]!r}")
     if ignore_value is not None:
         ids[ignore_value] = IGNORE
     note = "every pixel counts" if ignore_value is None else f"value {ignore_value} ignored"

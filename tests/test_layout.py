@@ -17,8 +17,8 @@ MAY_IMPORT = {
 NOT_IN_SEARCHSEG = {"gradio", "datasets", "argparse", "accelerate", "timm", "torchvision", "matplotlib"}
 # the leaves first: a module of the library imports only modules to its left
 ORDER = (
-    ("genotype", "config", "images", "task", "loss", "metric"),
-    ("operations", "drawing"),
+    ("genotype", "images", "loss", "metric"),
+    ("config", "task", "operations", "drawing"),
     ("cell", "baselines"),
     ("network",),
     ("cost", "pretrained"),

@@ -101,12 +101,10 @@ def test_the_depth_of_the_mask_does_not_matter(mode):
     assert mask.mode == mode and ids(pet("class"), mask) == ids(pet("class"), TRIMAP)
 
 
-@pytest.mark.xfail(strict=True, reason="a mask of one bit (PNG mode 1) ends in an IndexError of numpy")
 def test_a_mask_of_one_bit_is_read_as_zero_and_one():
     assert ids(custom(["a", "b"]), Image.fromarray(np.array([[False, True, True]]))) == [[0, 1, 1]]
 
 
-@pytest.mark.xfail(strict=True, reason="a mask of floating-point numbers ends in an IndexError of numpy")
 def test_a_mask_of_floating_point_numbers_is_an_error_of_the_row():
     with pytest.raises(TaskError, match="row 3"):
         custom(["a", "b"]).read(row(Image.fromarray(np.float32([[0, 1.5]]))), "row 3")
@@ -123,9 +121,6 @@ def test_an_opaque_rgba_picture_keeps_its_colours():
     assert np.array(image).reshape(-1, 3).tolist() == [[200, 100, 50]] * 6
 
 
-@pytest.mark.xfail(
-    strict=True, reason="training drops the alpha channel, Segmenter lays the picture on white"
-)
 def test_a_transparent_picture_is_trained_on_as_it_will_be_segmented():
     from searchseg.images import read_image
 
@@ -133,7 +128,6 @@ def test_a_transparent_picture_is_trained_on_as_it_will_be_segmented():
     assert np.array_equal(pet().read(row(TRIMAP, image))[0], read_image(image))
 
 
-@pytest.mark.xfail(strict=True, reason="training clips 16 bits to 8, Segmenter scales them")
 def test_a_deep_grey_picture_is_trained_on_as_it_will_be_segmented():
     from searchseg.images import read_image
 
@@ -173,7 +167,6 @@ def test_a_bad_row_is_named_with_its_fault_and_cure(case):
     assert len(message) < 300
 
 
-@pytest.mark.xfail(strict=True, reason="task.py: the last line of the message stands there twice")
 def test_the_error_about_sizes_says_everything_once():
     with pytest.raises(TaskError) as caught:
         pet().read(row(TRIMAP, picture(2, 3)))
@@ -213,7 +206,6 @@ def test_a_task_that_contradicts_itself_is_refused_at_birth(arguments, fault):
         Task(**{"name": "t", "classes": ("a", "b"), "ids": {0: 0, 1: 1}, **arguments})
 
 
-@pytest.mark.xfail(strict=True, reason="class i silently loses its mask value when --ignore-value is i")
 def test_a_class_cannot_be_ignored_and_learned_at_once():
     with pytest.raises(TaskError, match="ignore"):
         custom(["a", "b", "c"], ignore_value=1)
@@ -227,9 +219,6 @@ def test_a_task_cannot_be_changed():
         task.ids[3] = 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the mapping proxy of ids cannot be pickled: no workers where they are spawned"
-)
 def test_a_task_can_be_sent_to_a_worker_process():
     task = pickle.loads(pickle.dumps(pet()))
     assert task == pet() and ids(task, TRIMAP) == ids(pet(), TRIMAP)

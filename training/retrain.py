@@ -3,14 +3,14 @@
 recipes:
   paper    Dice loss, SGD with momentum 0.9, lr 1e-3, weight decay 5e-4, no augmentation (Zhu & Ma 2023)
   strong   Dice + cross-entropy, AdamW with warm-up and cosine, averaged weights (EMA), joint augmentation,
-  the first
-           half of the epochs at three quarters of the size
+           the first half of the epochs at three quarters of the size
 
 examples:
-  python -m training.retrain --genotype runs/pet/genotype.json --data ../shared/data/pet --recipe strong
-  --out runs/net python -m training.retrain --architecture unet --data ../shared/data/pet --recipe strong
-  --out runs/unet accelerate launch --cpu --num_processes 2 -m training.retrain --architecture unet --data
-  FOLDER --out runs/unet python -m training.retrain --resume runs/net
+  python -m training.retrain --genotype runs/pet/genotype.json --data FOLDER --recipe strong --out runs/net
+  python -m training.retrain --architecture unet --data FOLDER --recipe strong --out runs/unet
+  python -m training.retrain --resume runs/net
+  accelerate launch --multi_gpu --num_processes 2 -m training.retrain --cpu --architecture unet --data FOLDER
+    --out runs/unet   (two processes on a CPU)
 
 The model saved is the one after the last epoch (of the averaged weights, where the recipe has them): no
 epoch is chosen, so no row needs to be kept for choosing. --hold-out 0.1 keeps a seeded tenth of the rows out

@@ -33,8 +33,8 @@ def load_rows(data: str, split: str, revision: str | None, task: Task) -> Any:
 
     try:
         rows = datasets.load_dataset(data, split=split, revision=revision)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise TaskError(f"cannot read dataset {data!r}: {error}") from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise TaskError(f"cannot read dataset {data!r}: {error.__cause__ or error}") from error
     except ValueError as error:  # datasets names the known splits in it
         raise TaskError(f"dataset {data!r}, split {split!r}: {error}") from error
     if len(rows) == 0:
@@ -96,7 +96,8 @@ def halves(rows: Any, seed: int) -> tuple[list[int], list[int]]:
     The first is for the weights, the second for alpha. They differ in size by one at most and never overlap.
     """
     order = np.random.default_rng(seed).permutation(len(rows))
-    if "label" in rows.column_names and rows.features["label"].dtype == "int64":
+    kind = getattr(rows.features.get("label"), "dtype", "")  # none for a list
+    if kind.startswith(("int", "uint")):
         labels = np.array(rows["label"])
         order = order[np.argsort(labels[order], kind="stable")]
     return sorted(order[0::2].tolist()), sorted(order[1::2].tolist())

@@ -56,6 +56,8 @@ def parse(top: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Name
         )
     if not args.out:
         top.error("say where to write with --out RUN, or which run to continue with --resume RUN")
+    if args.out.exists() and not args.out.is_dir():
+        top.error(f"{args.out} is a file: choose another --out")
     if args.out.exists() and any(args.out.iterdir()):
         top.error(f"{args.out} is not empty: choose another --out, or continue it with --resume {args.out}")
     if args.epochs is not None and args.epochs < 1:

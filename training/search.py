@@ -9,8 +9,8 @@ examples:
   python -m training.search --task pet --data FOLDER --split train+train_extra --preset lite --out runs/pet
   python -m training.search --task custom --data me/leaves --classes soil,leaf --out runs/leaves
   python -m training.search --resume runs/pet
-  accelerate launch --multi_gpu --num_processes 2 -m training.search --cpu --out runs/pet   (two CPU
-  processes)
+  accelerate launch --multi_gpu --num_processes 2 -m training.search --cpu --out runs/pet
+    (two processes on a CPU)
 
 what it leaves in --out:
   genotype.json          the architecture so far, final at the end: feed it to training.retrain
@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import time
 from datetime import datetime, timezone
@@ -43,7 +44,7 @@ from searchseg.config import ModelConfig
 from searchseg.cost import ExpectedMacs
 from searchseg.drawing import draw_alpha
 from searchseg.network import USpace, config_arguments
-from searchseg.task import Task
+from searchseg.task import Task, TaskError
 from training.files import load_checkpoint, read_lines, save_checkpoint, write_atomically, write_lines
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.pictures import draw_curves
@@ -126,6 +127,8 @@ def search(settings: SearchSettings, task: Task, rows: Any, out: Path, origin: d
     """Run (or continue) a search that writes to `out`; `origin` goes into genotype.json and must hold the
     seed."""
     seed, main = origin["seed"], accelerator.is_main_process
+    if len(rows) < 2:
+        raise TaskError(f"a search needs two rows or more, one for each half, got {len(rows)}: widen --split")
     weight_half, alpha_half = halves(rows, seed)
     torch.manual_seed(seed)
     space = USpace(settings.network(len(task.classes))).to(
@@ -149,10 +152,11 @@ def search(settings: SearchSettings, task: Task, rows: Any, out: Path, origin: d
         run.load_state_dict(state["search"])
     files = {name: out / name for name in ("history.jsonl", "search/alpha.jsonl", "search/genotype.jsonl")}
     records = {name: read_lines(path)[:start] for name, path in files.items()}
+    cut, path = json.dumps({"weights": weight_half, "alpha": alpha_half}), out / "search/halves.json"
+    if state and path.read_text() != cut:
+        raise TaskError(f"{path} has other rows than --data and --split give now: resume with the same rows")
     if main:
-        write_atomically(
-            out / "search/halves.json", json.dumps({"weights": weight_half, "alpha": alpha_half})
-        )
+        write_atomically(path, cut)
 
     steps = min(len(weight_loader), len(alpha_loader))
     total = settings.epochs * steps
@@ -173,12 +177,14 @@ def search(settings: SearchSettings, task: Task, rows: Any, out: Path, origin: d
             alpha_meter.add(run.look(held_out) if warming else run.architecture_step(held_out), held_out[1])
             weight_meter.add(run.weight_step(training), training[1])
             bar.update()
+        losses = weight_meter.result("weight", accelerator) | alpha_meter.result("alpha", accelerator)
+        if not all(map(math.isfinite, losses.values())):
+            raise TaskError(f"the search diverged in epoch {epoch + 1}: {losses}")
         genotype = space.genotype({**origin, "epochs": epoch + 1, "created": _now()})
         record = {
             "epoch": epoch + 1,
             "phase": "warmup" if warming else "search",
-            **weight_meter.result("weight", accelerator),
-            **alpha_meter.result("alpha", accelerator),
+            **losses,
             "entropy": space.entropy(),
             "skips": genotype.count("skip"),
             "expected_macs": expected_macs().item(),

@@ -1,0 +1,217 @@
+"""Proves that the page's API gives what the Segmenter gives and refuses the rest in a plain sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image, ImageDraw
+from torch import nn
+
+import app
+from searchseg import (
+    Edge,
+    Genotype,
+    ImageError,
+    ModelConfig,
+    SearchNet,
+    Segmentation,
+    Segmenter,
+    UNet,
+    UShapeConfig,
+    read_image,
+    save_pretrained,
+)
+from searchseg.genotype import CELL_NAMES
+
+CLASSES, COLORS = ("background", "cat & <dog>"), ("#303030", "#e69f00")
+EDGES = (Edge(0, 2, "sepconv_3x3"), Edge(1, 2, "skip"), Edge(0, 3, "mbconv_3x3"), Edge(2, 3, "dilconv_3x3"))
+GENOTYPE = Genotype(2, dict.fromkeys(CELL_NAMES, EDGES))
+U = {"widths": [4, 8, 16, 32], "nodes": 2, "stem_stride": 2, "num_classes": 2}
+UPLOAD = {"meta": {"_type": "gradio.FileData"}}
+
+
+def draw_photo(path: Path) -> Path:
+    """A picture of 120 x 90 pixels, stored lying on its side as phones do."""
+    photo = Image.new("RGB", (120, 90), "#7fb2e5")
+    ImageDraw.Draw(photo).rectangle((0, 60, 120, 90), "#4f8f4f")
+    ImageDraw.Draw(photo).ellipse((35, 20, 85, 75), "#b5651d")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=95)
+    return path
+
+
+def save_model(folder: Path, network: nn.Module, arguments: dict, photo: Path, miou: float) -> None:
+    """A network with random weights, its head shifted so that half of the photo falls to either class."""
+    config = ModelConfig(network.architecture, arguments, CLASSES, COLORS, (32, 32))
+    with torch.no_grad():
+        scores = network.eval()(config.tensor(read_image(photo))[None])[0]
+        network.head.bias[1] -= (scores[1] - scores[0]).median()
+    save_pretrained(network, folder, config)
+    (folder / "metrics.json").write_text(json.dumps({"miou": miou}))
+
+
+def make_models(folder: Path, photo: Path) -> None:
+    """A SEARCH-Net, a UNet with a better score, one whose weights are damaged and one that says nothing."""
+    torch.manual_seed(0)
+    save_model(folder / "searchnet-tiny", SearchNet(UShapeConfig(**U), GENOTYPE), U, photo, 0.5)
+    widths = {"widths": [4, 8], "num_classes": 2}
+    save_model(folder / "unet-tiny", UNet(**widths), widths, photo, 0.75)
+    save_model(folder / "unet-damaged", UNet(**widths), widths, photo, 0.25)
+    (folder / "unet-damaged" / "model.safetensors").write_bytes(b"no tensors")
+    (folder / "nonsense").mkdir()
+    (folder / "nonsense" / "config.json").write_text("{}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_models(folder, draw_photo(folder / "photo.jpg"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Iterator[str]:
+    """Address of a running page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+        demo = app.build_demo(folder)
+        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        yield url
+        demo.close()
+
+
+@pytest.fixture(scope="module")
+def client(page: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(page, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+def expected(folder: Path, name: str) -> Segmentation:
+    return Segmenter.from_pretrained(folder / name)(folder / "photo.jpg")
+
+
+def pixels(path: str) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+@pytest.mark.parametrize("name", ["searchnet-tiny", "unet-tiny"])
+def test_results_are_the_segmenters(client: Client, folder: Path, name: str) -> None:
+    overlay, cutout, mask, report = client.predict(
+        handle_file(folder / "photo.jpg"), name, api_name="/segment"
+    )
+    result = expected(folder, name)
+    assert set(np.unique(result.mask)) == {0, 1}, "a mask of one class proves nothing"
+    assert Image.open(mask).mode == "L" and Path(mask).name == "photo-class-ids.png"
+    assert pixels(mask).shape == (90, 120)  # upright, although the file lies on its side
+    assert np.array_equal(pixels(mask), result.mask)
+    assert np.array_equal(pixels(overlay), np.array(result.overlay(0.5)))
+    assert np.array_equal(pixels(cutout), np.array(result.cutout()))
+    assert {**report, "seconds": 0} == {**json.loads(result.to_json()), "seconds": 0}
+    assert report["seconds"] > 0
+
+
+def test_opacity_and_size_of_the_overlay(
+    client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "DISPLAYED_SIDE", 60)
+    overlay, *_ = client.predict(handle_file(folder / "photo.jpg"), "unet-tiny", 0, api_name="/segment")
+    small = expected(folder, "unet-tiny").image
+    small.thumbnail((60, 60))
+    assert np.array_equal(pixels(overlay), np.array(small))
+
+
+@pytest.mark.parametrize(
+    "content", [b"no picture", b"\x89PNG\r\n\x1a\n", b"<svg xmlns='http://www.w3.org'/>"]
+)
+def test_bad_upload_gives_our_sentence(client: Client, tmp_path: Path, content: bytes) -> None:
+    for name in ("bad.jpg", "bad.svg"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ImageError) as ours:
+            read_image(path)
+        with pytest.raises(AppError) as shown:
+            client.predict(handle_file(path), "unet-tiny", api_name="/segment")
+        assert shown.value.message == str(ours.value)
+
+
+def test_nothing_is_no_picture(client: Client) -> None:
+    with pytest.raises(AppError, match="Choose a picture first"):
+        client.predict(None, "unet-tiny", api_name="/segment")
+
+
+@pytest.mark.parametrize("name", ["other", "../unet-tiny", "nonsense", None, ["unet-tiny"]])
+def test_unknown_model_is_refused(client: Client, folder: Path, name: object) -> None:
+    for refused in (name, str(folder / "unet-tiny")):
+        with pytest.raises(AppError, match=r"no such model|not in the list of choices"):
+            client.predict(handle_file(folder / "photo.jpg"), refused, api_name="/segment")
+
+
+def test_damaged_model_says_so_without_a_path(client: Client, folder: Path) -> None:
+    with pytest.raises(AppError) as shown:
+        client.predict(handle_file(folder / "photo.jpg"), "unet-damaged", api_name="/segment")
+    assert "model.safetensors is not a safetensors file" in shown.value.message
+    assert str(folder) not in shown.value.message
+
+
+@pytest.mark.parametrize("meta", [UPLOAD, {}])
+@pytest.mark.parametrize("source", ["path", "web address", "data"])
+def test_only_uploads_are_read(page: str, folder: Path, source: str, meta: dict) -> None:
+    payload = {
+        "path": {"path": str(folder / "photo.jpg")},
+        "web address": {"path": "http://127.0.0.1:9/photo.jpg"},
+        "data": {"path": None, "url": "data:image/png;base64,iVBORw0KGgo="},
+    }[source]
+    call = f"{page}gradio_api/call/segment"
+    event = httpx.post(call, json={"data": [{**payload, **meta}, "unet-tiny", 0.5]}).json()["event_id"]
+    answer = httpx.get(f"{call}/{event}", timeout=60).text
+    assert answer.startswith("event: error")
+    assert str(folder) not in answer
+    if (source, bool(meta)) != ("path", True):  # there gradio refuses first, without a word
+        assert app.NO_FILE in answer
+
+
+def test_server_keeps_its_files_and_its_bounds(page: str, folder: Path) -> None:
+    config = folder / "unet-tiny" / "config.json"
+    assert httpx.get(f"{page}gradio_api/file={config}").status_code == 403
+    assert httpx.get(f"{page}monitoring").status_code == 403
+    large = {"files": ("large.png", bytes(20 * 2**20 + 1))}
+    assert httpx.post(f"{page}gradio_api/upload", files=large, timeout=60).status_code == 413
+
+
+def test_api_page_lists_one_endpoint(client: Client) -> None:
+    api = client.view_api(return_format="dict", print_info=False)
+    assert list(api["named_endpoints"]) == ["/segment"] and not api["unnamed_endpoints"]
+    endpoint = api["named_endpoints"]["/segment"]
+    assert endpoint["description"].startswith("Find the class of every pixel")
+    assert [p["parameter_name"] for p in endpoint["parameters"]] == ["picture", "model", "opacity"]
+    assert endpoint["parameters"][1]["parameter_default"] == "searchnet-tiny"
+
+
+def test_models_are_listed_best_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = app.read_models(folder)
+    assert [model.folder.name for model in models] == ["unet-tiny", "searchnet-tiny", "unet-damaged"]
+    assert "nonsense is left out: config.json" in capsys.readouterr().out
+    assert models[0].label == "UNet, tiny – 0.0 M parameters, mIoU 0.75"
+    (folder / "unet-damaged" / "metrics.json").write_text("[]")
+    assert app.read_models(folder)[-1].label == "UNet, damaged – 0.0 M parameters"
+
+
+def test_description_and_legend_escape_names(folder: Path) -> None:
+    searched = app.read_models(folder)[1]
+    assert "cat &amp; &lt;dog&gt;" in searched.describe() and GENOTYPE.id in searched.describe()
+    legend, _ = app.show_report(json.loads(expected(folder, "unet-tiny").to_json()))
+    assert "cat &amp; &lt;dog&gt;" in legend and "120 × 90 pixels" in legend
+    assert GENOTYPE.id in searched.draw() and "Cell C3" in searched.draw("C3")
+
+
+def test_page_without_models_says_so(tmp_path: Path) -> None:
+    components = app.build_demo(tmp_path).get_config_file()["components"]
+    assert any("There is no model to run yet" in str(c["props"].get("value")) for c in components)
