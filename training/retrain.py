@@ -13,7 +13,7 @@ examples:
     --out runs/unet   (two processes on a CPU)
 
 The model saved is the one after the last epoch (of the averaged weights, where the recipe has them): no
-epoch is chosen, so no row needs to be kept for choosing. --hold-out 0.1 keeps a seeded tenth of the rows out
+epoch is chosen, so no row needs to be kept for choosing. --hold-out 0.1 keeps a fixed tenth of the rows out
 of the training and adds its loss and mIoU to the history.
 
 what it leaves in --out: config.json, genotype.json, model.safetensors (a model that
@@ -29,7 +29,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -39,13 +38,13 @@ from searchseg.config import ModelConfig
 from searchseg.genotype import Genotype
 from searchseg.network import UShapeConfig, config_arguments
 from searchseg.pretrained import build, save_pretrained
-from searchseg.task import Task, TaskError
+from searchseg.task import Task
 from training.evaluate import evaluate_rows
 from training.files import load_checkpoint, read_lines, save_checkpoint, write_atomically, write_lines
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Recipe, RetrainSettings
-from training.rows import CheckedRows, Examples, load_rows, loader
+from training.rows import CheckedRows, Examples, hold_out, load_rows, loader
 from training.runs import add_run_options, parse, perform, record_settings
 from training.schedule import cosine
 from training.steps import LOSSES, Meter
@@ -130,6 +129,7 @@ def retrain(
     workers: int = 0,
 ) -> nn.Module:
     """Train `model` (it carries its ModelConfig) on `rows`, or continue; returns the network kept."""
+    accelerator.free_memory()  # of an earlier network: compare trains several in one process
     main = accelerator.is_main_process
     config: ModelConfig = model.config  # type: ignore[assignment]
     training = Training(model, recipe, accelerator)
@@ -149,15 +149,20 @@ def retrain(
     bar = tqdm(
         total=total, initial=start * batches, desc="retrain", unit="step", disable=not main, mininterval=1
     )
+    # one loader a size, prepared once: accelerate keeps every loader it has seen
+    loaders = {}
+    for size in {_size(settings, recipe, epoch) for epoch in range(start, settings.epochs)}:
+        examples = Examples(checked, config, recipe.augment, seed, size)
+        plain = loader(examples, range(len(rows)), seed, settings.batch_size, workers)
+        loaders[size] = plain.sampler, accelerator.prepare(plain)
     for epoch in range(start, settings.epochs):
         began = time.monotonic()
         size = _size(settings, recipe, epoch)
-        examples = Examples(checked, config, recipe.augment, seed, size)
-        plain = loader(examples, range(len(rows)), seed, settings.batch_size, workers)
-        plain.sampler.epoch = epoch
+        sampler, prepared = loaders[size]
+        sampler.epoch = epoch
         meter = Meter(len(task.classes), accelerator.device)
         training.model.train()
-        for step, (images, masks) in enumerate(accelerator.prepare(plain), epoch * batches):
+        for step, (images, masks) in enumerate(prepared, epoch * batches):
             factor = cosine(step, total, recipe.warmup) if recipe.schedule == "cosine" else 1.0
             meter.add(training.step(images, masks, factor), masks)
             training.update_average(step)
@@ -189,28 +194,24 @@ def _size(settings: RetrainSettings, recipe: Recipe, epoch: int) -> int:
     return max(16, round(settings.size * recipe.small_factor / 16) * 16)
 
 
-def hold_out(rows: Any, share: float, seed: int) -> tuple[Any, Any]:
-    """Rows to train on and rows kept out: a seeded `share` of them, None for 0."""
-    if not share:
-        return rows, None
-    order = np.random.default_rng([seed, 1]).permutation(len(rows))
-    kept = max(1, round(share * len(rows)))
-    if kept >= len(rows):
-        raise TaskError(f"--hold-out {share} of {len(rows)} rows leaves none to train on")
-    return rows.select(sorted(order[kept:].tolist())), rows.select(sorted(order[:kept].tolist()))
-
-
-def network_of(args: argparse.Namespace, settings: RetrainSettings, task: Task) -> nn.Module:
-    """The network that the options ask for, with fresh weights and its ModelConfig."""
-    genotype, num_classes = None, len(task.classes)
-    if args.genotype:
-        genotype = Genotype.from_json(Path(args.genotype).read_text())
-        shape = UShapeConfig(settings.widths, genotype.nodes, settings.stem_stride, num_classes)
-        architecture, arguments = "searchnet", config_arguments(shape)
-    else:
-        architecture, arguments = "unet", {"widths": list(settings.unet_widths), "num_classes": num_classes}
+def searchnet(genotype: Genotype, settings: RetrainSettings, task: Task) -> nn.Module:
+    """The SEARCH-Net of `genotype` at the widths of `settings`, with fresh weights and its ModelConfig."""
+    shape = UShapeConfig(settings.widths, genotype.nodes, settings.stem_stride, len(task.classes))
     size = (settings.size, settings.size)
-    return build(ModelConfig(architecture, arguments, task.classes, task.colors, size), genotype)
+    config = ModelConfig("searchnet", config_arguments(shape), task.classes, task.colors, size)
+    return build(config, genotype)
+
+
+def unet(settings: RetrainSettings, task: Task) -> nn.Module:
+    """The UNet that a SEARCH-Net of `settings` is held against, with fresh weights and its ModelConfig."""
+    arguments = {"widths": list(settings.unet_widths), "num_classes": len(task.classes)}
+    size = (settings.size, settings.size)
+    return build(ModelConfig("unet", arguments, task.classes, task.colors, size))
+
+
+def read_genotype(path: str | Path) -> Genotype:
+    """The genotype in a file; FileNotFoundError or GenotypeError when there is none."""
+    return Genotype.from_json(Path(path).read_bytes())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -246,8 +247,9 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     given = {"epochs": args.epochs, "size": args.size}
     settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v})
     torch.manual_seed(args.seed)
-    model = network_of(args, settings, task)
-    rows, held_out = hold_out(load_rows(data, args.split, revision, task), args.hold_out, args.seed)
+    found = read_genotype(args.genotype) if args.genotype else None
+    model = searchnet(found, settings, task) if found else unet(settings, task)
+    rows, held_out = hold_out(load_rows(data, args.split, revision, task), args.hold_out)
     record_settings(
         args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe),
         dataset=dataset_name(data), revision=revision, rows=len(rows),

@@ -22,6 +22,7 @@ from searchseg.task import Task, TaskError
 CACHE_BYTES = (
     8 * 2**30
 )  # decoded rows are kept in memory up to this; larger sets are decoded again every epoch
+HOLD_OUT_SEED = 1
 
 
 def load_rows(data: str, split: str, revision: str | None, task: Task) -> Any:
@@ -87,6 +88,17 @@ class CheckedRows:
             image = image.resize(side, Image.Resampling.BILINEAR, reducing_gap=2.0)
             mask = np.array(Image.fromarray(mask).resize(side, Image.Resampling.NEAREST))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
+
+
+def hold_out(rows: Any, share: float) -> tuple[Any, Any]:
+    """Rows to learn from and rows kept out: a fixed `share`, the same for every seed of a run; None for 0."""
+    if not share:
+        return rows, None
+    kept = max(1, round(share * len(rows)))
+    if not 0 < share < 1 or kept >= len(rows):
+        raise TaskError(f"--hold-out {share} of {len(rows)} rows leaves none to learn from: take 0 to 0.5")
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(rows))
+    return rows.select(sorted(order[kept:].tolist())), rows.select(sorted(order[:kept].tolist()))
 
 
 def halves(rows: Any, seed: int) -> tuple[list[int], list[int]]:
