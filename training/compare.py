@@ -1,17 +1,17 @@
 """Hold found genotypes against random ones: retrain all of them by one recipe, from several seeds.
 
 A search is worth its cost when its networks beat networks drawn at random from the same space (Li &
-Talwalkar, arXiv 1902.07638; Yang et al., arXiv 1912.12522). Every network is trained on the same rows, without
-those that --hold-out keeps, and scored on these. The test split is read once, after all trainings, and only
-with --test.
+Talwalkar, arXiv 1902.07638; Yang et al., arXiv 1912.12522). Every network is trained on the same rows,
+without those that --hold-out keeps, and scored on these. The test split is read once, after all trainings, and
+only with --test.
 
 example:
   python -m training.compare --searched runs/a/genotype.json --searched runs/b/genotype.json --random 3
     --seeds 2 --data FOLDER --preset lite --epochs 15 --size 112 --out runs/compare
   python -m training.compare --resume runs/compare
 
-what it leaves in --out: compare.json (every score with the protocol), compare.md (the table), and a run folder
-for every training. Trainings that are done are not repeated, so --resume takes further --searched genotypes.
+what it leaves in --out: compare.json (every score with the protocol), compare.md (the table), and a run
+folder for every training. Trainings that are done are not repeated, so --resume takes more of --searched.
 """
 
 from __future__ import annotations
