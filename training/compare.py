@@ -2,8 +2,8 @@
 
 A search is worth its cost when its networks beat networks drawn at random from the same space (Li &
 Talwalkar, arXiv 1902.07638; Yang et al., arXiv 1912.12522). Every network is trained on the same rows,
-without those that --hold-out keeps, and scored on these. The test split is read once, after all trainings, and
-only with --test.
+without those that --hold-out keeps, and scored on these. The test split is read once, after all trainings,
+and only with --test.
 
 example:
   python -m training.compare --searched runs/a/genotype.json --searched runs/b/genotype.json --random 3
