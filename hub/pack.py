@@ -22,9 +22,15 @@ SEARCH = (
     "history.jsonl",
     "search/alpha.jsonl",
     "search/genotype.jsonl",
+    "report.md",
     "search/loss.png",
     "search/miou.png",
+    "search/entropy.png",
+    "search/skips.png",
+    "search/eigenvalue.png",
+    "search/expected_cost.png",
     "search/alpha.svg",
+    "search/film.svg",
 )
 
 

@@ -9,31 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from searchseg.genotype import INPUT_NODES, Edge, possible_edges
+from searchseg.mixed import ArchitectureParameter, MixedOp, mixtures
 from searchseg.operations import OPERATIONS, ConvNorm
 
-
-class ArchitectureParameter(nn.Parameter):
-    """A parameter that describes the architecture; every other parameter of a network is a weight."""
-
-
-class MixedOp(nn.Module):
-    """All seven operations on one edge: output = sum over o of softmax(alpha)_o * o(x) (DARTS, eq. 2).
-
-    Shape (B, C, H, W) in and out. `alpha` has one entry per operation, in the order of OPERATION_NAMES.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        # without affine normalisation no operation can scale itself up against its alpha
-        self.operations = nn.ModuleList(build(channels, False) for build in OPERATIONS.values())
-        self.alpha = ArchitectureParameter(1e-3 * torch.randn(len(self.operations)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.alpha.softmax(0)
-        out = weights[0] * self.operations[0](x)
-        for weight, operation in zip(weights[1:], self.operations[1:], strict=True):
-            out = torch.addcmul(out, weight, operation(x))
-        return out
+__all__ = ["ArchitectureParameter", "Cell", "MixedOp", "fixed_cell", "searching_cell"]
 
 
 class Cell(nn.Module):
@@ -57,20 +36,85 @@ class Cell(nn.Module):
             {f"{source}-{target}": module for (source, target), module in edges.items()}
         )
         self.merge = ConvNorm(nodes * channels, channels, 1, activation=True)
-        targets = range(INPUT_NODES, INPUT_NODES + nodes)
-        self._sources = [[s for s, t in edges if t == target] for target in targets]
+        self._leaving = [
+            [target for origin, target in edges if origin == source] for source in range(INPUT_NODES + nodes)
+        ]
+        self.partial = 1  # of the channels, 1 / partial pass the operations of an edge
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         states = [self.inputs[0](first), self.inputs[1](second)]
-        for target, sources in enumerate(self._sources, start=INPUT_NODES):
-            arriving = [self.edges[f"{source}-{target}"](states[source]) for source in sources]
-            states.append(sum(arriving[1:], arriving[0]))
+        sums: dict[int, list[Tensor]] = {}
+        scales = self.edge_weights()
+        for source, leaving in enumerate(self._leaving):
+            if source >= INPUT_NODES:
+                states.append(_joined(sums[source], self.partial))
+            targets = [t for t in leaving if getattr(self._edge(source, t), "candidates", True)]
+            arrived = _leave([self._edge(source, target) for target in targets], states[source])
+            for target, parts in zip(targets, arrived, strict=True):
+                sums[target] = _plus(sums.get(target), parts, scales.get((source, target)))
         return self.merge(torch.cat(states[INPUT_NODES:], dim=1))
 
+    def edge_weights(self) -> dict[tuple[int, int], Tensor]:
+        """softmax of beta over the open edges into a node (PC-DARTS, eq. 4); empty where edges have no
+        beta."""
+        entering: dict[int, dict[tuple[int, int], Tensor]] = {}
+        for source, targets in enumerate(self._leaving):
+            for target in targets:
+                edge = self._edge(source, target)
+                if isinstance(edge, MixedOp) and edge.beta is not None and edge.candidates:
+                    entering.setdefault(target, {})[source, target] = edge.beta
+        return {
+            key: weight
+            for betas in entering.values()
+            for key, weight in zip(betas, torch.cat(list(betas.values())).softmax(0), strict=True)
+        }
 
-def searching_cell(channels_in: tuple[int, int], channels: int, nodes: int) -> Cell:
-    """A cell of the search space: a MixedOp on every possible edge."""
-    return Cell(channels_in, channels, nodes, {edge: MixedOp(channels) for edge in possible_edges(nodes)})
+    def _edge(self, source: int, target: int) -> nn.Module:
+        return self.edges[f"{source}-{target}"]
+
+
+def _leave(edges: list[nn.Module], x: Tensor) -> list[list[Tensor]]:
+    """What the edges that leave a node make of its state: one part, or the mixed channels and the rest."""
+    if not edges or not all(isinstance(edge, MixedOp) for edge in edges):
+        return [[edge(x)] for edge in edges]
+    mixed = mixtures(edges, x)  # type: ignore[arg-type]
+    rest = [x[:, mixed[0].shape[1] :]] if mixed[0].shape[1] < x.shape[1] else []
+    return [[out, *rest] for out in mixed]
+
+
+def _plus(sums: list[Tensor] | None, parts: list[Tensor], scale: Tensor | None) -> list[Tensor]:
+    if sums is None:
+        return parts if scale is None else [scale * part for part in parts]
+    if scale is None:
+        return [total + part for total, part in zip(sums, parts, strict=True)]
+    return [torch.addcmul(total, scale, part) for total, part in zip(sums, parts, strict=True)]
+
+
+def _joined(parts: list[Tensor], partial: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else _shuffle(torch.cat(parts, dim=1), partial)
+
+
+def _shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channels, so that the next node's operations meet others (ShuffleNet, arXiv 1707.01083).
+
+    Once a node, after the sum of its edges: the same as once an edge before it. A rest that does not fill the
+    groups stays at the end.
+    """
+    batch, channels, height, width = x.shape
+    if channels % groups:
+        full = channels // groups * groups
+        return torch.cat([_shuffle(x[:, :full], groups), x[:, full:]], dim=1)
+    # as (B, H, W, C), so that channels_last stays channels_last
+    x = x.permute(0, 2, 3, 1).reshape(batch, height, width, groups, channels // groups)
+    return x.transpose(3, 4).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def searching_cell(channels_in: tuple[int, int], channels: int, nodes: int, partial: int = 1) -> Cell:
+    """A cell of the search space: a MixedOp on every possible edge; `partial` as in MixedOp."""
+    edges = {edge: MixedOp(channels, partial) for edge in possible_edges(nodes)}
+    cell = Cell(channels_in, channels, nodes, edges)
+    cell.partial = partial
+    return cell
 
 
 def fixed_cell(channels_in: tuple[int, int], channels: int, nodes: int, edges: tuple[Edge, ...]) -> Cell:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from searchseg.network import USpace
+from searchseg.genotype import (
+    CELL_NAMES,
+    EDGES_PER_NODE,
+    OPERATION_NAMES,
+    Edge,
+    Genotype,
+    possible_edges,
+)
+from searchseg.mixed import MixedOp
+from searchseg.network import SearchNet, UShapeConfig, USpace
+from searchseg.operations import OPERATIONS
 
 
 def parameters(module: nn.Module) -> int:
@@ -25,40 +37,99 @@ def macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     return counter.get_total_flops() // 2  # a flop counter counts multiplication and addition apart
 
 
-class ExpectedMacs:
-    """MACs of one picture through a USpace, each edge weighted by softmax(alpha): what the derived net may
-    cost.
+@dataclass(frozen=True)
+class OperationCosts:
+    """What an operation costs in a cell of a U, and what stem, links, cell inputs, merges and head cost
+    (`fixed`).
 
-    Counted once on meta tensors at `size` (H, W); calling it gives a scalar tensor that alpha's gradient can
-    flow through. Every edge is counted as if it stayed, so a derived network, which keeps two edges a node,
-    costs less.
+    `table`: cell -> operation -> cost of one edge. The unit is that of whoever counted: MACs, parameters,
+    seconds.
     """
 
-    def __init__(self, space: USpace, size: tuple[int, int]) -> None:
-        self.edges = [mixed for *_, mixed in space.edges()]
-        shapes = _edge_shapes(space, size)
-        known: dict[tuple[int, ...], Tensor] = {}
-        for mixed, shape in zip(self.edges, shapes, strict=True):
-            if shape not in known:
-                known[shape] = torch.tensor([float(macs(o, shape)) for o in mixed.operations])
-        self.costs = torch.stack([known[shape] for shape in shapes])
-        self.fixed = macs(space, (1, 3, *size)) - self.costs.sum().item()
+    table: Mapping[str, Mapping[str, float]]
+    fixed: float
 
-    def __call__(self) -> Tensor:
-        alpha = torch.stack([mixed.alpha for mixed in self.edges])
-        return (alpha.softmax(1) * self.costs.to(alpha.device)).sum() + self.fixed
+    def of(self, cell: str, operation: str) -> float:
+        """Cost of an edge of `cell` that carries `operation`."""
+        return self.table[cell][operation]
+
+    def total(self, genotype: Genotype) -> float:
+        """Cost of the whole network of a genotype."""
+        return self.fixed + sum(
+            self.of(cell, edge.operation) for cell, edges in genotype.cells.items() for edge in edges
+        )
 
 
-def _edge_shapes(space: USpace, size: tuple[int, int]) -> list[tuple[int, ...]]:
-    """Input shape of every edge, in the order of `space.edges()`, for one picture of `size`."""
-    ghost = copy.deepcopy(space).to("meta").eval()
-    shapes: dict[int, tuple[int, ...]] = {}
-    edges = [mixed for *_, mixed in ghost.edges()]
-    hooks = [
-        m.register_forward_pre_hook(lambda m, x: shapes.update({id(m): tuple(x[0].shape)})) for m in edges
-    ]
+def count_macs(config: UShapeConfig, size: tuple[int, int]) -> OperationCosts:
+    """MACs of one picture of `size` (H, W) through a SearchNet; totals are exact."""
+    return _count(config, size, macs)
+
+
+def count_parameters(config: UShapeConfig) -> OperationCosts:
+    """Parameters of a SearchNet; totals are exact."""
+    return _count(config, (32, 32), lambda module, _: parameters(module))  # the same at any size
+
+
+def expected_cost(space: USpace, costs: OperationCosts) -> Tensor:
+    """Cost that the network derived from `space` is expected to have: a scalar with a gradient, float64 on
+    the CPU.
+
+    Sum over edges of the probability to be kept times softmax(alpha) . costs, plus the fixed cost
+    (ProxylessNAS, arXiv 1812.00332, section 3.3; that edges are kept or not is our addition).
+    """
+    entering: dict[tuple[str, int], list[MixedOp]] = {}
+    for cell, _, target, mixed in space.edges():
+        entering.setdefault((cell, target), []).append(mixed)
+    total = torch.tensor(costs.fixed, dtype=torch.float64)
+    for (cell, _), edges in entering.items():
+        prices = [costs.of(cell, operation) for operation in OPERATION_NAMES]
+        # float32 does not hold the MACs of a large network, and not every accelerator has float64
+        alphas = torch.stack([mixed.alpha for mixed in edges]).cpu().double()
+        total = total + _kept(edges) @ (alphas.softmax(1) @ torch.tensor(prices, dtype=torch.float64))
+    return total
+
+
+def _kept(edges: Sequence[MixedOp]) -> Tensor:
+    """Probability of each of the edges into a node to be among the two that it keeps."""
+    betas: list[Tensor] = [mixed.beta for mixed in edges if mixed.beta is not None]
+    if not betas:
+        return torch.full((len(edges),), EDGES_PER_NODE / len(edges), dtype=torch.float64)
+    first = torch.cat(betas).cpu().double().softmax(0)
+    # two draws without replacement: drawn first, or second after another edge
+    odds = first / (1 - first).clamp_min(1e-12)
+    return first + first * (odds.sum() - odds)
+
+
+def cell_shapes(config: UShapeConfig, size: tuple[int, int]) -> dict[str, tuple[int, int, int, int]]:
+    """Shape (1, C, H, W) of the nodes of every cell for one picture of `size` (H, W)."""
+    with torch.device("meta"):
+        net = SearchNet(config, _plainest(config.nodes)).eval()
+    shapes = {}
+    for name, cell in net.cells().items():
+        cell.register_forward_hook(
+            lambda _, __, output, name=name: shapes.update({name: tuple(output.shape)})
+        )
     with torch.no_grad():
-        ghost(torch.empty((1, 3, *size), device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return [shapes[id(mixed)] for mixed in edges]
+        net(torch.empty((1, 3, *size), device="meta"))
+    return shapes
+
+
+def _count(
+    config: UShapeConfig, size: tuple[int, int], cost: Callable[[nn.Module, tuple[int, ...]], int]
+) -> OperationCosts:
+    """Count each operation once per shape; what a network of nothing but skips costs is fixed."""
+    shapes = cell_shapes(config, size)
+    with torch.device("meta"):
+        net = SearchNet(config, _plainest(config.nodes))
+        known = {
+            shape: {name: cost(build(shape[1], True), shape) for name, build in OPERATIONS.items()}
+            for shape in set(shapes.values())
+        }
+    table = {cell: known[shape] for cell, shape in shapes.items()}
+    return OperationCosts(table, cost(net, (1, 3, *size)))
+
+
+def _plainest(nodes: int) -> Genotype:
+    """Skips from the two inputs of each cell to every node."""
+    edges = tuple(Edge(s, t, "skip") for s, t in possible_edges(nodes) if s < EDGES_PER_NODE)
+    return Genotype(nodes, dict.fromkeys(CELL_NAMES, edges))

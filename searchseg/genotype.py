@@ -93,9 +93,10 @@ class Genotype:
         text = json.dumps(self._cells_as_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def count(self, operation: str) -> int:
-        """How many edges of all eight cells carry `operation`."""
-        return sum(edge.operation == operation for edges in self.cells.values() for edge in edges)
+    def count(self, operation: str, cell: str | None = None) -> int:
+        """How many edges of one cell, or of all eight, carry `operation`."""
+        cells = self.cells.values() if cell is None else [self.cells[cell]]
+        return sum(edge.operation == operation for edges in cells for edge in edges)
 
     def to_json(self) -> str:
         """The text of genotype.json (schema 1)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from searchseg.cell import ArchitectureParameter, Cell, MixedOp, fixed_cell, searching_cell
+from searchseg.derivation import derive
 from searchseg.genotype import (
     CELL_NAMES,
-    EDGES_PER_NODE,
-    INPUT_NODES,
     OPERATION_NAMES,
-    Edge,
     Genotype,
-    GenotypeError,
 )
+from searchseg.mixed import ALL
 from searchseg.operations import ConvNorm
 
 
@@ -109,17 +106,23 @@ class SearchNet(UShape):
 
 
 class USpace(UShape):
-    """The searchable network: every edge of every cell holds all seven operations and its own alpha."""
+    """The searchable network: every edge of every cell holds all seven operations and its own alpha.
 
-    def __init__(self, config: UShapeConfig) -> None:
-        super().__init__(config, lambda name, c_in, c: searching_cell(c_in, c, config.nodes))
+    `partial` = K lets 1/K of the channels pass the operations and gives every edge a beta (see MixedOp).
+    """
+
+    def __init__(self, config: UShapeConfig, partial: int = 1) -> None:
+        super().__init__(config, lambda name, c_in, c: searching_cell(c_in, c, config.nodes, partial))
 
     def architecture_parameters(self) -> Iterator[ArchitectureParameter]:
-        """The alphas; together with `weight_parameters` they partition `parameters()`."""
-        return (mixed.alpha for *_, mixed in self.edges())
+        """The alphas and betas; together with `weight_parameters` they partition `parameters()`."""
+        for *_, mixed in self.edges():
+            yield mixed.alpha
+            if mixed.beta is not None:
+                yield mixed.beta
 
     def weight_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything that is not an alpha."""
+        """Everything that is not an alpha or beta."""
         alphas = {id(p) for p in self.architecture_parameters()}
         return (p for p in self.parameters() if id(p) not in alphas)
 
@@ -138,6 +141,31 @@ class USpace(UShape):
             table[name][f"{source}-{target}"] = mixed.alpha.detach().tolist()
         return table
 
+    def betas(self) -> dict[str, dict[str, float]] | None:
+        """Raw betas: cell -> "source-target" -> number; None without partial channels."""
+        table: dict[str, dict[str, float]] = {name: {} for name in CELL_NAMES}
+        for name, source, target, mixed in self.edges():
+            if mixed.beta is None:
+                return None
+            table[name][f"{source}-{target}"] = mixed.beta.item()
+        return table
+
+    def choose(self, genotype: Genotype | None) -> None:
+        """Run only the edges and operations of `genotype`, on the shared weights; None: run the mixture
+        again."""
+        kept = {
+            (name, edge.source, edge.target): (OPERATION_NAMES.index(edge.operation),)
+            for name, edges in (genotype.cells.items() if genotype else ())
+            for edge in edges
+        }
+        for name, source, target, mixed in self.edges():
+            mixed.candidates = kept.get((name, source, target), ()) if genotype else ALL
+
+    def use_auxiliary_skips(self, weight: float) -> None:
+        """Add `weight` times its input to the output of every edge (DARTS-, arXiv 2009.01027)."""
+        for *_, mixed in self.edges():
+            mixed.auxiliary = weight
+
     @torch.no_grad()
     def entropy(self) -> float:
         """Mean entropy of the edges' softmax(alpha), divided by its largest value: 1 undecided, 0 decided."""
@@ -149,31 +177,7 @@ class USpace(UShape):
     def genotype(self, search: Mapping[str, Any] | None = None) -> Genotype:
         """Derive the architecture: each node keeps its two strongest edges, each with its strongest
         operation."""
-        return derive(self.alphas(), self.arguments.nodes, search or {})
-
-
-def derive(
-    alphas: Mapping[str, Mapping[str, list[float]]], nodes: int, search: Mapping[str, Any]
-) -> Genotype:
-    """Genotype of raw alphas (DARTS, section 2.4): the strength of an edge is the weight of its best
-    operation."""
-    cells = {}
-    for name, table in alphas.items():
-        best = []
-        for key, alpha in table.items():
-            if not all(map(math.isfinite, alpha)):
-                raise GenotypeError(f"alpha of {name} {key} is not finite: the search diverged")
-            weights = torch.tensor(alpha, dtype=torch.float64).softmax(0)
-            source, target = map(int, key.split("-"))
-            best.append((weights.max().item(), Edge(source, target, OPERATION_NAMES[int(weights.argmax())])))
-        cells[name] = tuple(
-            edge
-            for target in range(INPUT_NODES, INPUT_NODES + nodes)
-            for _, edge in sorted((b for b in best if b[1].target == target), key=lambda b: (-b[0], b[1]))[
-                :EDGES_PER_NODE
-            ]
-        )
-    return Genotype(nodes, cells, search)
+        return derive(self.alphas(), self.arguments.nodes, search or {}, self.betas())
 
 
 def config_arguments(config: UShapeConfig) -> dict[str, Any]:

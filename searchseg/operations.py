@@ -52,6 +52,10 @@ class SepConv(nn.Sequential):
             ConvNorm(channels, channels, 1, affine=affine),
         )
 
+    def after_relu(self, x: Tensor) -> Tensor:
+        """The output for an input that has passed the first ReLU already: edges of one node share it."""
+        return self[4](self[3](self[2](self[1](x))))
+
 
 class DilConv(nn.Sequential):
     """Depthwise-separable convolution with dilation 2, ReLU first (DARTS, section 3.1.1)."""
@@ -62,6 +66,10 @@ class DilConv(nn.Sequential):
             _depthwise(channels, kernel, dilation=2),
             ConvNorm(channels, channels, 1, affine=affine),
         )
+
+    def after_relu(self, x: Tensor) -> Tensor:
+        """As `SepConv.after_relu`."""
+        return self[2](self[1](x))
 
 
 class SqueezeExcitation(nn.Module):

@@ -1,12 +1,19 @@
-"""Proves that MACs and parameters are those of the formulas, and that the expected MACs follow alpha."""
+"""Proves that MACs and parameters are those of the formulas, and that expected costs follow the search."""
 
 import pytest
 import torch
 from torch import nn
 
 from searchseg.baselines import UNet
-from searchseg.cost import ExpectedMacs, macs, parameters
-from searchseg.genotype import CELL_NAMES, OPERATION_NAMES
+from searchseg.cost import (
+    OperationCosts,
+    count_macs,
+    count_parameters,
+    expected_cost,
+    macs,
+    parameters,
+)
+from searchseg.genotype import CELL_NAMES, OPERATION_NAMES, random_genotype
 from searchseg.network import SearchNet, UShapeConfig, USpace
 from searchseg.operations import OPERATIONS
 
@@ -83,10 +90,10 @@ WIDTHS, SIZE = (4, 6, 8, 12), (24, 40)
 
 
 @pytest.fixture(scope="module")
-def counted() -> tuple[USpace, ExpectedMacs]:
-    """A space and its expectation, counted once; every test sets the alphas that it needs."""
+def counted() -> tuple[USpace, OperationCosts]:
+    """A space and its MACs, counted once; every test sets the alphas that it needs."""
     space = USpace(UShapeConfig(WIDTHS, nodes=1, stem_stride=1, num_classes=2))
-    return space, ExpectedMacs(space, SIZE)
+    return space, count_macs(space.arguments, SIZE)
 
 
 def certain(operation: str) -> torch.Tensor:
@@ -114,32 +121,32 @@ def fixed_macs() -> int:
 
 @pytest.mark.parametrize("name", OPERATION_NAMES)
 def test_expected_macs_of_a_decided_space_by_formula(counted, name):
-    space, expected = counted
+    space, costs = counted
     decide(space, name)
     levels = [0, 1, 2, 3, 3, 2, 1, 0]
     edges = sum(
         2 * operation_macs(name, WIDTHS[level], (SIZE[0] >> level) * (SIZE[1] >> level)) for level in levels
     )
-    assert expected().item() == pytest.approx(fixed_macs() + edges, rel=1e-6)
+    assert expected_cost(space, costs).item() == pytest.approx(fixed_macs() + edges, rel=1e-6)
 
 
 def test_expected_macs_of_an_undecided_space_are_the_mean_of_the_decided_ones(counted):
-    (space, expected), decided = counted, []
+    (space, costs), decided = counted, []
     for name in OPERATION_NAMES:
         decide(space, name)
-        decided.append(expected().item())
+        decided.append(expected_cost(space, costs).item())
     for *_, mixed in space.edges():
         mixed.alpha.data = torch.zeros(7)
-    assert expected().item() == pytest.approx(sum(decided) / 7, rel=1e-6)
+    assert expected_cost(space, costs).item() == pytest.approx(sum(decided) / 7, rel=1e-6)
 
 
 def test_expected_macs_go_by_the_alphas_of_now_and_count_each_edge_for_itself(counted):
-    space, expected = counted
+    space, costs = counted
     decide(space, "skip")
-    cheapest, extra = expected().item(), {}
+    cheapest, extra = expected_cost(space, costs).item(), {}
     for name, _, _, mixed in space.edges():
         mixed.alpha.data = certain("sepconv_3x3")
-        extra[name] = expected().item() - cheapest
+        extra[name] = expected_cost(space, costs).item() - cheapest
         mixed.alpha.data = certain("skip")
     for level, name in enumerate(CELL_NAMES[:4]):
         pixels = (SIZE[0] >> level) * (SIZE[1] >> level)
@@ -147,10 +154,10 @@ def test_expected_macs_go_by_the_alphas_of_now_and_count_each_edge_for_itself(co
 
 
 def test_more_of_the_dearest_operation_costs_more_and_more_of_the_cheapest_less(counted):
-    space, expected = counted
+    space, costs = counted
     for *_, mixed in space.edges():
         mixed.alpha.data = torch.zeros(7)
-    before = expected()
+    before = expected_cost(space, costs)
     before.backward()
     dearest, cheapest = OPERATION_NAMES.index("mbconv_5x5"), OPERATION_NAMES.index("skip")
     for *_, mixed in space.edges():
@@ -159,7 +166,7 @@ def test_more_of_the_dearest_operation_costs_more_and_more_of_the_cheapest_less(
     with torch.no_grad():
         for *_, mixed in space.edges():
             mixed.alpha[dearest] += 0.1
-    assert expected() > before
+    assert expected_cost(space, costs) > before
 
 
 def test_with_one_node_a_cell_the_expectation_is_the_cost_of_the_derived_network():
@@ -167,4 +174,98 @@ def test_with_one_node_a_cell_the_expectation_is_the_cost_of_the_derived_network
     space = USpace(UShapeConfig(WIDTHS, nodes=1, stem_stride=2, num_classes=2))
     decide(space, "mbconv_3x3")
     net = SearchNet(space.arguments, space.genotype())
-    assert ExpectedMacs(space, (37, 53))().item() == pytest.approx(macs(net, (1, 3, 37, 53)), rel=1e-6)
+    costs = count_macs(space.arguments, (37, 53))
+    assert expected_cost(space, costs).item() == pytest.approx(macs(net, (1, 3, 37, 53)), rel=1e-6)
+
+
+CONFIGS = [
+    UShapeConfig(WIDTHS, nodes=1, stem_stride=1, num_classes=2),
+    UShapeConfig((3, 5, 9, 16), nodes=3, stem_stride=2, num_classes=11),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["1 node", "3 nodes"])
+def test_the_tables_add_up_to_any_network_exactly(config):
+    work, values = count_macs(config, (37, 53)), count_parameters(config)
+    for seed in range(2):
+        net = SearchNet(config, random_genotype(config.nodes, seed))
+        assert work.total(net.genotype) == macs(net, (1, 3, 37, 53))
+        assert values.total(net.genotype) == parameters(net)
+
+
+def test_the_tables_hold_the_operations_of_each_cell():
+    work, values = count_macs(CONFIGS[0], SIZE), count_parameters(CONFIGS[0])
+    for name, level in zip(CELL_NAMES, [0, 1, 2, 3, 3, 2, 1, 0], strict=True):
+        pixels = (SIZE[0] >> level) * (SIZE[1] >> level)
+        for operation in OPERATION_NAMES:
+            assert work.of(name, operation) == operation_macs(operation, WIDTHS[level], pixels)
+            assert values.of(name, operation) == parameters(OPERATIONS[operation](WIDTHS[level], True))
+    assert work.fixed == fixed_macs()
+
+
+def test_counting_draws_no_random_numbers():
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    count_macs(CONFIGS[0], SIZE), count_parameters(CONFIGS[0])
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def prices(fixed: float = 1.0, scale: float = 1.0) -> OperationCosts:
+    """Operation i costs i + 1 in C1, twice that in C2, and so on."""
+    return OperationCosts(
+        {
+            cell: {name: scale * level * i for i, name in enumerate(OPERATION_NAMES, 1)}
+            for level, cell in enumerate(CELL_NAMES, 1)
+        },
+        fixed,
+    )
+
+
+def test_the_expected_cost_weights_edges_by_what_a_node_keeps_and_operations_by_alpha():
+    space, costs = USpace(UShapeConfig((2, 2, 2, 2), nodes=3)), prices(fixed=5)
+    by_hand = 5.0
+    for cell, source, target, mixed in space.edges():
+        mixed.alpha.data = torch.randn(7, generator=torch.Generator().manual_seed(10 * source + target))
+        mean = sum(
+            w * costs.of(cell, o)
+            for w, o in zip(mixed.alpha.softmax(0).tolist(), OPERATION_NAMES, strict=True)
+        )
+        by_hand += 2 / target * mean  # node 2 has two edges, node 3 three, node 4 four
+    assert expected_cost(space, costs).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_expected_cost_of_a_decided_space_is_the_cost_of_its_network():
+    space, costs = USpace(CONFIGS[0]), count_macs(CONFIGS[0], SIZE)
+    for i, (*_, mixed) in enumerate(space.edges()):
+        mixed.alpha.data = certain(OPERATION_NAMES[i % 7])
+    assert expected_cost(space, costs).item() == costs.total(space.genotype())
+
+
+def test_betas_weight_the_edges_of_their_node():
+    space, costs = USpace(UShapeConfig((4, 4, 4, 4), nodes=2), partial=4), prices(fixed=0)
+    for cell, source, target, mixed in space.edges():
+        mixed.alpha.data = certain(OPERATION_NAMES[source])  # price: source + 1, times the place of the cell
+        shares = (0.6, 0.25, 0.15) if (cell, target) == ("C2", 3) else (1.0, 1.0, 1.0)
+        mixed.beta.data.fill_(shares[source]).log_()
+    others = sum(level * (1 + 2 + 2 / 3 * (1 + 2 + 3)) for level in range(1, 9))
+    # drawn first, or second after one of the two others
+    kept = [0.6 + 0.25 * 0.6 / 0.75 + 0.15 * 0.6 / 0.85, 0.25 + 0.6 * 0.25 / 0.4 + 0.15 * 0.25 / 0.85]
+    in_c2 = 2 * (kept[0] * 1 + kept[1] * 2 + (2 - sum(kept)) * 3 - 2 / 3 * (1 + 2 + 3))
+    assert expected_cost(space, costs).item() == pytest.approx(others + in_c2, rel=1e-6)
+
+
+def test_the_gradient_reaches_every_alpha_and_beta_and_no_weight():
+    space = USpace(UShapeConfig((4, 4, 4, 4), nodes=2), partial=4)
+    expected_cost(space, prices()).backward()
+    for _, _, target, mixed in space.edges():
+        assert mixed.alpha.grad[-1] > 0 > mixed.alpha.grad[0] and mixed.alpha.dtype == torch.float32
+        assert target == 2 or mixed.beta.grad.any()
+    assert all(p.grad is None for p in space.weight_parameters())
+
+
+def test_large_costs_keep_their_last_digits():
+    space = USpace(UShapeConfig((2, 2, 2, 2), nodes=1))
+    decide(space, "sepconv_3x3")
+    costs = prices(fixed=1e12 + 1, scale=1e9)
+    assert expected_cost(space, costs).item() == 1e12 + 1 + 1e9 * 2 * 36

@@ -18,8 +18,9 @@ NOT_IN_SEARCHSEG = {"gradio", "datasets", "argparse", "accelerate", "timm", "tor
 # the leaves first: a module of the library imports only modules to its left
 ORDER = (
     ("genotype", "images", "loss", "metric"),
-    ("config", "task", "operations", "drawing"),
-    ("cell", "baselines"),
+    ("config", "task", "operations", "drawing", "derivation"),
+    ("mixed", "baselines"),
+    ("cell",),
     ("network",),
     ("cost", "pretrained"),
     ("segmenter",),

@@ -29,10 +29,10 @@ from searchseg.baselines import UNet
 from searchseg.cost import macs, parameters
 from searchseg.genotype import random_genotype
 from searchseg.network import SearchNet, UShapeConfig, USpace
+from training.darts import Darts
 from training.options import Manual, machine
 from training.presets import PRESETS, RECIPES
 from training.retrain import Training
-from training.search import Search
 
 MODELS = Path(__file__).parent.parent / "hub" / "models"
 
@@ -90,7 +90,7 @@ def search(args: argparse.Namespace) -> None:
     """The supernet of a preset."""
     settings = PRESETS[args.preset].search
     space = USpace(settings.network(2)).to(memory_format=torch.channels_last)
-    step, batch = Search(space, settings, Accelerator(cpu=True)), _batch(args)
+    step, batch = Darts(space, settings, Accelerator(cpu=True)), _batch(args)
     calls = {"alpha step + weight step": lambda: (step.architecture_step(batch), step.weight_step(batch))}
     print(
         f"search, preset {args.preset}, batch {args.batch}, {args.size} px (two passes over the batch a step)"

@@ -77,7 +77,7 @@ def machine() -> dict[str, Any]:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "device": gpu or _processor(),
+        "device": gpu or processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -91,7 +91,8 @@ def command_line(module: str, args: list[str] | None) -> str:
     return shlex.join(["python", "-m", module, *words])
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor and number of its cores."""
     if os.path.exists("/proc/cpuinfo"):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -24,9 +24,28 @@ class SearchSettings:
     weight_decay: float = 3e-4
     alpha_weight_decay: float = 1e-3
     gradient_clip: float = 5.0
+    sgd_lr: float = 0.025  # of the weights in a second-order search (DARTS, section 3.1)
+    controller_lr: float = 3.5e-3  # of the controller of --method reinforce; ENAS has 3.5e-4 for 300 epochs
 
     def network(self, num_classes: int) -> UShapeConfig:
         return UShapeConfig(self.widths, self.nodes, self.stem_stride, num_classes)
+
+
+@dataclass(frozen=True)
+class SearchMethod:
+    """How the architecture is found; the defaults are first-order DARTS as published."""
+
+    name: str = "darts"  # or "random", "random-shared", "reinforce"
+    order: int = 1
+    partial: int = 1  # 1 / partial of the channels pass the operations
+    regularise: str = "none"  # or "auxiliary-skip", "beta"
+    max_skips: int | None = None  # a cell, in the derived network
+    budget: str | None = None  # "macs", "params" or "latency" of the derived network
+    limit: float | None = None
+    monitor_every: int = 0  # epochs between measurements of the Hessian; 0 for never
+    early_stop: str = "none"  # or "eigenvalue", "unchanged"
+    derive: str = "alpha"  # or "perturbation"
+    samples: int = 64  # candidates that random-shared and reinforce score in the end
 
 
 @dataclass(frozen=True)

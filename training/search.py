@@ -26,125 +26,92 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import sys
 import time
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 from tqdm import tqdm
 
 import searchseg
 from searchseg.config import ModelConfig
-from searchseg.cost import ExpectedMacs
-from searchseg.drawing import draw_alpha
-from searchseg.network import USpace, config_arguments
+from searchseg.cost import OperationCosts, count_macs, count_parameters, expected_cost, macs, parameters
+from searchseg.genotype import CELL_NAMES, Genotype
+from searchseg.network import SearchNet, UShapeConfig, USpace, config_arguments
 from searchseg.task import Task, TaskError
+from training.budget import Budget, parse_budget
+from training.darts import Darts
 from training.files import load_checkpoint, read_lines, save_checkpoint, write_atomically, write_lines
+from training.monitor import RULES, largest_eigenvalue, stop_at
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
-from training.pictures import draw_curves
-from training.presets import PRESETS, SearchSettings
-from training.rows import CheckedRows, Examples, halves, load_rows, loader
+from training.presets import PRESETS, RetrainSettings, SearchMethod, SearchSettings
+from training.report import write_report
+from training.rows import CheckedRows, Examples, halves, hold_out, load_rows, loader
 from training.runs import add_run_options, parse, perform, record_settings
+from training.sampling import draw_genotypes
 from training.schedule import cosine
-from training.steps import LOSSES, Meter
+from training.shared_search import ByController, RandomShared
+from training.steps import Meter
+from training.supernet import Batch, Supernet
 
-Batch = tuple[Tensor, Tensor]
+METHODS = ("darts", "random", "random-shared", "reinforce")
+REGULARISERS = ("none", "auxiliary-skip", "beta")
 
-
-class Search:
-    """The supernet with its two optimisers, and the two steps of DARTS."""
-
-    def __init__(self, space: USpace, settings: SearchSettings, accelerator: Accelerator) -> None:
-        self.space, self.settings, self.accelerator = space, settings, accelerator
-        self.criterion = LOSSES[settings.loss]
-        self.weights = list(space.weight_parameters())
-        self.alphas = list(space.architecture_parameters())
-        self.weight_optimizer = torch.optim.Adam(
-            self.weights, settings.weight_lr, weight_decay=settings.weight_decay
-        )
-        self.alpha_optimizer = torch.optim.Adam(
-            self.alphas, settings.alpha_lr, betas=(0.5, 0.999), weight_decay=settings.alpha_weight_decay
-        )
-
-    def architecture_step(self, held_out: Batch) -> tuple[Tensor, Tensor]:
-        """Move alpha down the gradient of the loss on held-out images; returns loss and class scores."""
-        loss, logits = self._loss(held_out)
-        self._descend(loss, self.alphas, self.alpha_optimizer)
-        return loss.detach(), logits.detach()
-
-    def weight_step(self, training: Batch) -> tuple[Tensor, Tensor]:
-        """Move the weights down the gradient of the loss on training images; returns loss and class
-        scores."""
-        loss, logits = self._loss(training)
-        self._descend(loss, self.weights, self.weight_optimizer)
-        return loss.detach(), logits.detach()
-
-    @torch.no_grad()
-    def look(self, held_out: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and class scores on held-out images while alpha rests (warm-up)."""
-        return self._loss(held_out)
-
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        images, masks = batch
-        with self.accelerator.autocast():
-            logits = self.space(images.contiguous(memory_format=torch.channels_last))
-        return self.criterion(logits, masks), logits
-
-    def _descend(
-        self, loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer
-    ) -> None:
-        # only the gradients that the step needs are computed; they are averaged over processes as one vector,
-        # because DistributedDataParallel would insist on a gradient for every parameter, alpha and weights
-        # alike
-        gradients = torch.autograd.grad(loss, parameters)
-        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
-        nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
-        optimizer.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "space": self.space.state_dict(),
-            "weight_optimizer": self.weight_optimizer.state_dict(),
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.space.load_state_dict(state["space"])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+# how many held-out batches score candidates in the end, and training batches settle the weights meanwhile
+FINAL_BATCHES = 4
+MONITOR_PICTURES = 8
 
 
-def search(settings: SearchSettings, task: Task, rows: Any, out: Path, origin: dict[str, Any],
-           accelerator: Accelerator, workers: int = 0) -> searchseg.Genotype:  # fmt: skip
+def search(
+    settings: SearchSettings,
+    task: Task,
+    rows: Any,
+    out: Path,
+    origin: dict[str, Any],
+    accelerator: Accelerator,
+    workers: int = 0,
+    method: SearchMethod | None = None,
+    final: RetrainSettings | None = None,
+    device: str | None = None,
+) -> Genotype:
     """Run (or continue) a search that writes to `out`; `origin` goes into genotype.json and must hold the
-    seed."""
-    seed, main = origin["seed"], accelerator.is_main_process
+    seed.
+
+    The budget of `method` is kept on `device`. `final` has the widths and size of the derived network, to
+    which costs and budget refer (default: those of the search itself).
+    """
+    device = device or str(accelerator.device)
+    method, seed, main = method or SearchMethod(), origin["seed"], accelerator.is_main_process
     if len(rows) < 2:
         raise TaskError(f"a search needs two rows or more, one for each half, got {len(rows)}: widen --split")
     weight_half, alpha_half = halves(rows, seed)
     torch.manual_seed(seed)
-    space = USpace(settings.network(len(task.classes))).to(
-        accelerator.device, memory_format=torch.channels_last
-    )
-    run = Search(space, settings, accelerator)
+    space = USpace(settings.network(len(task.classes)), method.partial)
+    space = space.to(accelerator.device, memory_format=torch.channels_last)
+    shape, shape_size = _derived(settings, final, len(task.classes))
+    macs_costs = count_macs(shape, shape_size)
+    budget = Budget(method.budget, method.limit) if method.budget and method.limit else None
+    with accelerator.main_process_first():  # the others find its table of latencies in the cache
+        costs = budget.costs(shape, shape_size, device) if budget else None
+    run = _start(space, settings, accelerator, method, seed, costs)
     size = (settings.size, settings.size)
     config = ModelConfig("searchnet", config_arguments(space.arguments), task.classes, task.colors, size)
     checked = CheckedRows(rows, task, settings.size * 3 // 2, "rows", quiet=not main)
-    examples = Examples(checked, config, "strong", seed, settings.size)
-    loaders = [
-        loader(examples, half, seed, settings.batch_size, workers) for half in (weight_half, alpha_half)
-    ]
+
+    def batches_of(indices: list[int], augment: str) -> Any:
+        examples = Examples(checked, config, augment, seed, settings.size)
+        return loader(examples, indices, seed, settings.batch_size, workers)
+
+    loaders = [batches_of(half, "strong") for half in (weight_half, alpha_half)]
     samplers = [item.sampler for item in loaders]
     weight_loader, alpha_loader = accelerator.prepare(*loaders)
-    expected_macs = ExpectedMacs(space, size)
 
     state = load_checkpoint(out / "checkpoint.pt")
     start = state["epoch"] if state else 0
@@ -152,66 +119,150 @@ def search(settings: SearchSettings, task: Task, rows: Any, out: Path, origin: d
         run.load_state_dict(state["search"])
     files = {name: out / name for name in ("history.jsonl", "search/alpha.jsonl", "search/genotype.jsonl")}
     records = {name: read_lines(path)[:start] for name, path in files.items()}
-    cut, path = json.dumps({"weights": weight_half, "alpha": alpha_half}), out / "search/halves.json"
-    if state and path.read_text() != cut:
-        raise TaskError(f"{path} has other rows than --data and --split give now: resume with the same rows")
-    if main:
-        write_atomically(path, cut)
+    _keep_halves(out / "search/halves.json", weight_half, alpha_half, bool(state), main)
 
-    steps = min(len(weight_loader), len(alpha_loader))
+    history, steps = records["history.jsonl"], min(len(weight_loader), len(alpha_loader))
     total = settings.epochs * steps
     bar = tqdm(
         total=total, initial=start * steps, desc="search", unit="step", disable=not main, mininterval=1
     )
-    genotype = space.genotype(origin)
     for epoch in range(start, settings.epochs):
+        if stop_at(method.early_stop, history) is not None:
+            break
         began, warming = time.monotonic(), epoch < settings.warmup_epochs
         for sampler in samplers:
             sampler.epoch = epoch
+        run.begin_epoch(epoch)
         weight_meter, alpha_meter = (Meter(len(task.classes), accelerator.device) for _ in range(2))
         for step, (training, held_out) in enumerate(
             zip(weight_loader, alpha_loader, strict=False), epoch * steps
         ):
-            for group in run.weight_optimizer.param_groups:
-                group["lr"] = settings.weight_lr * cosine(step, total)
-            alpha_meter.add(run.look(held_out) if warming else run.architecture_step(held_out), held_out[1])
+            run.set_rate(cosine(step, total))
+            looked = run.look(held_out) if warming else run.architecture_step(held_out, training)
+            alpha_meter.add(looked, held_out[1])
             weight_meter.add(run.weight_step(training), training[1])
             bar.update()
         losses = weight_meter.result("weight", accelerator) | alpha_meter.result("alpha", accelerator)
         if not all(map(math.isfinite, losses.values())):
             raise TaskError(f"the search diverged in epoch {epoch + 1}: {losses}")
-        genotype = space.genotype({**origin, "epochs": epoch + 1, "created": _now()})
+        genotype = run.genotype({**origin, "epochs": epoch + 1, "created": _now()})
         record = {
             "epoch": epoch + 1,
             "phase": "warmup" if warming else "search",
             **losses,
-            "entropy": space.entropy(),
+            **run.record(),
             "skips": genotype.count("skip"),
-            "expected_macs": expected_macs().item(),
+            "skips_per_cell": {cell: genotype.count("skip", cell) for cell in CELL_NAMES},
+            "expected_macs": expected_cost(space, macs_costs).item(),
             "genotype": genotype.id,
-            "seconds": round(time.monotonic() - began, 2),
         }
+        if method.monitor_every and not warming and (epoch + 1) % method.monitor_every == 0:
+            record["eigenvalue"] = _eigenvalue(run, held_out, accelerator)
+        record["seconds"] = round(time.monotonic() - began, 2)
         bar.set_postfix({"epoch": epoch + 1, "held-out mIoU": f"{record['alpha_miou']:.3f}"})
+        history.append(record)
+        if isinstance(run, Darts):
+            found = {"alpha": space.alphas(), "beta": space.betas()}
+            records["search/alpha.jsonl"].append({"epoch": epoch + 1, **found})
+        records["search/genotype.jsonl"].append({"epoch": epoch + 1, **json.loads(genotype.to_json())})
         if main:
-            records["history.jsonl"].append(record)
-            records["search/alpha.jsonl"].append({"epoch": epoch + 1, "alpha": space.alphas()})
-            records["search/genotype.jsonl"].append({"epoch": epoch + 1, **json.loads(genotype.to_json())})
             for name, path in files.items():
                 write_lines(path, records[name])
             write_atomically(out / "genotype.json", genotype.to_json())
             save_checkpoint(out / "checkpoint.pt", {"epoch": epoch + 1, "search": run.state_dict()})
         accelerator.wait_for_everyone()
     bar.close()
+
+    found = out / "genotype.json"
+    if state and found.exists() and "epoch_kept" in (done := Genotype.from_json(found.read_text())).search:
+        return done
+    kept = stop_at(method.early_stop, history) or len(history)
+    stated = {**origin, "epochs": len(history), "created": _now(), "epoch_kept": kept, "rule": _rule(method)}
+    if kept < len(history):
+        earlier = {
+            key: value for key, value in records["search/genotype.jsonl"][kept - 1].items() if key != "epoch"
+        }
+        genotype = Genotype.from_json(json.dumps({**earlier, "search": stated}))
+    else:
+        scoring = accelerator.prepare(batches_of(alpha_half, "none"))
+        genotype = run.finish(stated, _first(scoring), _first(weight_loader))
+    genotype = _with_costs(genotype, shape, shape_size, budget, costs, device)
     if main:
-        _draw(records["history.jsonl"], space, out / "search")
+        write_atomically(found, genotype.to_json())
+    accelerator.wait_for_everyone()
     return genotype
 
 
-def _draw(history: list[dict[str, Any]], space: USpace, folder: Path) -> None:
-    halves_ = {"weight": "weights' half", "alpha": "alpha's half (held out)"}
-    draw_curves(history, {f"{k}_loss": label for k, label in halves_.items()}, "loss", folder / "loss.png")
-    draw_curves(history, {f"{k}_miou": label for k, label in halves_.items()}, "mIoU", folder / "miou.png")
-    write_atomically(folder / "alpha.svg", draw_alpha(space.alphas()))
+def _derived(
+    settings: SearchSettings, final: RetrainSettings | None, num_classes: int
+) -> tuple[UShapeConfig, tuple[int, int]]:
+    """Shape and picture size of the network that the search is for."""
+    if final is None:
+        return settings.network(num_classes), (settings.size, settings.size)
+    shape = UShapeConfig(final.widths, settings.nodes, final.stem_stride, num_classes)
+    return shape, (final.size, final.size)
+
+
+def _start(
+    space: USpace,
+    settings: SearchSettings,
+    accelerator: Accelerator,
+    method: SearchMethod,
+    seed: int,
+    costs: OperationCosts | None,
+) -> Supernet:
+    if method.name == "darts":
+        return Darts(space, settings, accelerator, method, costs, method.limit)
+    kinds = {"random-shared": RandomShared, "reinforce": ByController}
+    return kinds[method.name](space, settings, accelerator, method, seed)
+
+
+def _keep_halves(
+    path: Path, weight_half: list[int], alpha_half: list[int], resumed: bool, main: bool
+) -> None:
+    cut = json.dumps({"weights": weight_half, "alpha": alpha_half})
+    if resumed and path.read_text() != cut:
+        raise TaskError(f"{path} has other rows than --data and --split give now: resume with the same rows")
+    if main:
+        write_atomically(path, cut)
+
+
+def _first(batches: Iterable[Batch]) -> list[Batch]:
+    return list(itertools.islice(batches, FINAL_BATCHES))
+
+
+def _eigenvalue(run: Supernet, held_out: Batch, accelerator: Accelerator) -> float:
+    """Of the Hessian in alpha, on a few pictures: the graph of its gradient takes three times the memory."""
+    images, masks = held_out
+    few = images[:MONITOR_PICTURES], masks[:MONITOR_PICTURES]
+    alphas = list(run.space.architecture_parameters())
+    return largest_eigenvalue(
+        lambda: run.loss(few)[0], alphas, average=lambda product: accelerator.reduce(product, "mean")
+    )
+
+
+def _rule(method: SearchMethod) -> str:
+    return "the last epoch" if method.early_stop == "none" else f"early stop: {method.early_stop}"
+
+
+def _with_costs(
+    genotype: Genotype,
+    shape: UShapeConfig,
+    size: tuple[int, int],
+    budget: Budget | None,
+    costs: OperationCosts | None,
+    device: Any,
+) -> Genotype:
+    """The genotype with the true cost of its network on record, and its budget if there is one."""
+    network = SearchNet(shape, genotype)
+    facts: dict[str, Any] = {"parameters": parameters(network), "macs": macs(network, (1, 3, *size))}
+    if budget and costs:
+        facts |= {
+            "budget": budget.text(budget.limit),
+            "predicted": budget.text(costs.total(genotype)),
+            "measured": budget.text(budget.cost_of(network.eval(), size, device)),
+        }
+    return Genotype(genotype.nodes, genotype.cells, {**genotype.search, **facts})
 
 
 def _now() -> str:
@@ -221,8 +272,54 @@ def _now() -> str:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.search", description=__doc__, formatter_class=Manual)
     add_data_options(top, split="train")
+    how = top.add_argument_group("method")
+    how.add_argument("--method", choices=METHODS, default="darts", help="how the architecture is found")
+    how.add_argument("--order", type=int, choices=(1, 2), default=1, help="darts: of the gradient of alpha")
+    how.add_argument("--partial", type=int, default=1, metavar="K", help="darts: 1/K of the channels search")
+    how.add_argument(
+        "--regularise", choices=REGULARISERS, default="none", help="darts: against cells that are all skips"
+    )
+    how.add_argument("--max-skips", type=int, help="darts: most skips a cell in the derived network")
+    how.add_argument(
+        "--derive", choices=("alpha", "perturbation"), default="alpha", help="darts: what decides"
+    )
+    how.add_argument("--samples", type=int, default=64, help="random methods: candidates drawn in the end")
+    how.add_argument("--within", type=float, help="random: share that --params may be missed by (0.15)")
+    how.add_argument("--params", help="random: parameters that a drawn network should have, such as 1.5M")
+    how.add_argument("--hold-out", type=float, default=0.0, help="share of the rows never seen, see compare")
+    cost = top.add_argument_group("budget of the derived network").add_mutually_exclusive_group()
+    cost.add_argument("--max-macs", help="multiply-accumulates a picture, such as 2G")
+    cost.add_argument("--max-params", help="parameters, such as 1M")
+    cost.add_argument("--max-latency", help="time a picture, such as 20ms, measured on --device")
+    watch = top.add_argument_group("collapse monitor")
+    watch.add_argument(
+        "--monitor-every", type=int, default=0, metavar="N", help="epochs between Hessians of alpha; 0: never"
+    )
+    watch.add_argument("--early-stop", choices=RULES, default="none", help="rule that ends the search")
     add_run_options(top, "halves, first weights, order and augmentation", precisions=("no", "bf16"))
+    top.add_argument("--device", help="where --max-latency is measured (default: where the search runs)")
     return top
+
+
+def method_of(args: argparse.Namespace) -> SearchMethod:
+    """The search method that the options describe; TaskError when they contradict one another."""
+    budgets = {kind: getattr(args, f"max_{kind}") for kind in ("macs", "params", "latency")}
+    kind, text = next(((k, v) for k, v in budgets.items() if v), (None, None))
+    try:
+        limit = parse_budget(text, kind) if text else None
+    except ValueError as error:
+        raise TaskError(str(error)) from error
+    method = SearchMethod(
+        args.method, args.order, args.partial, args.regularise, args.max_skips, kind, limit,
+        args.monitor_every or (2 if args.early_stop == "eigenvalue" else 0), args.early_stop, args.derive,
+        args.samples,
+    )  # fmt: skip
+    plain = dataclasses.replace(SearchMethod(args.method), samples=args.samples)
+    if args.method != "darts" and method != plain:
+        raise TaskError(f"--method {args.method} takes --samples alone; the other options belong to darts")
+    if args.partial < 1 or args.samples < 1:
+        raise TaskError(f"--partial and --samples must be 1 or more, got {args.partial}, {args.samples}")
+    return method
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -230,25 +327,81 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
-    task = task_of(args)
+    task, method = task_of(args), method_of(args)
     data, revision = data_of(args, task)
-    rows = load_rows(data, args.split, revision, task)
-    settings = PRESETS[args.preset].search
+    preset = PRESETS[args.preset]
+    settings = preset.search
     if args.epochs:
         warmup = min(settings.warmup_epochs, args.epochs // 2)
         settings = dataclasses.replace(settings, epochs=args.epochs, warmup_epochs=warmup)
     origin = {
         "task": task.name, "dataset": dataset_name(data), "revision": revision, "split": args.split,
-        "preset": args.preset, "method": "darts-first-order", "seed": args.seed, "epochs": settings.epochs,
+        "preset": args.preset, "method": method_name(method), "seed": args.seed, "epochs": settings.epochs,
         "version": searchseg.__version__,
     }  # fmt: skip
-    record_settings(args, accelerator, command, settings=dataclasses.asdict(settings), rows=len(rows))
-    genotype = search(settings, task, rows, args.out, origin, accelerator, args.workers)
+    if method.name == "random":
+        draw(args, settings, preset.retrain, len(task.classes), origin, accelerator)
+        return
+    rows, _ = hold_out(load_rows(data, args.split, revision, task), args.hold_out)
+    record_settings(
+        args, accelerator, command, settings=dataclasses.asdict(settings), method=dataclasses.asdict(method),
+        rows=len(rows),
+    )  # fmt: skip
+    genotype = search(
+        settings, task, rows, args.out, origin, accelerator, args.workers, method, preset.retrain, args.device
+    )
     path = args.out / "genotype.json"
-    accelerator.print(f"genotype {genotype.id} in {path}")
+    if accelerator.is_main_process:
+        accelerator.print(f"genotype {genotype.id} in {path}, report in {write_report(args.out)}")
+    for name in ("budget", "predicted", "measured"):
+        if name in genotype.search:
+            accelerator.print(f"{name:<10} {genotype.search[name]}")
     accelerator.print(
         f"next: python -m training.retrain --genotype {path} --task {task.name} --data {data} --out RUN"
     )
+
+
+def method_name(method: SearchMethod) -> str:
+    """The method in a few words, such as "darts-first-order partial-4 auxiliary-skip"."""
+    if method.name != "darts":
+        return method.name
+    words = [
+        f"darts-{'first' if method.order == 1 else 'second'}-order",
+        f"partial-{method.partial}" if method.partial > 1 else "",
+        method.regularise if method.regularise != "none" else "",
+        f"max-{method.max_skips}-skips" if method.max_skips is not None else "",
+        f"max-{method.budget}-{method.limit:g}" if method.budget else "",
+        f"derive-{method.derive}" if method.derive != "alpha" else "",
+    ]
+    return " ".join(filter(None, words))
+
+
+def draw(
+    args: argparse.Namespace,
+    settings: SearchSettings,
+    final: RetrainSettings,
+    num_classes: int,
+    origin: dict[str, Any],
+    accelerator: Accelerator,
+) -> None:
+    """--method random: write --samples genotypes to genotypes/, the first one also as genotype.json."""
+    shape, _ = _derived(settings, final, num_classes)
+    costs, near = count_parameters(shape), None
+    if args.params:
+        try:
+            near = (costs.total, parse_budget(args.params, "params"), args.within or 0.15)
+        except ValueError as error:
+            raise TaskError(str(error)) from error
+    found = draw_genotypes(settings.nodes, args.samples, args.seed, near)
+    if not accelerator.is_main_process:
+        return
+    for number, genotype in enumerate(found, 1):
+        facts = {**origin, "epochs": 0, "number": number, "parameters": int(costs.total(genotype))}
+        text = Genotype(genotype.nodes, genotype.cells, facts).to_json()
+        write_atomically(args.out / f"genotypes/{number:03}.json", text)
+        if number == 1:
+            write_atomically(args.out / "genotype.json", text)
+    accelerator.print(f"{len(found)} genotypes in {args.out / 'genotypes'}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from searchseg.drawing.notation import (
     stroke,
 )
 from searchseg.drawing.svg import Box, Point, arc, arrow, card, document, element, group, line, text
-from searchseg.genotype import CELL_NAMES, INPUT_NODES, OPERATION_NAMES, Genotype
+from searchseg.genotype import CELL_NAMES, INPUT_NODES, OPERATION_NAMES, Edge, Genotype
 
 _ALSO = (("stem", "C2"), ("C1", "C3"), ("C2", "C4"), ("C3", "C5"))  # besides the main path and the skips
 _LEVELS = dict(zip(CELL_NAMES, (0, 1, 2, 3, 3, 2, 1, 0), strict=True))
@@ -45,12 +45,27 @@ def draw(
     `widths`: channels of the four levels; `image_size`: (height, width) in pixels, adds every cell's size.
     Raises ValueError for widths, sizes or strides that are not positive integers.
     """
+    boxes, shapes = u_of_cells(widths, image_size, stem_stride)
+    shapes += (_miniature(boxes[name], genotype, name) for name in CELL_NAMES)
+    return document(network_title(genotype), describe_network(genotype, widths), shapes, *extent(boxes))
+
+
+def u_of_cells(
+    widths: Sequence[int], image_size: Size | None, stem_stride: int
+) -> tuple[dict[str, Box], list[str]]:
+    """The boxes of the blocks by name, and all of the U that is the same for every genotype, with a legend.
+
+    Raises ValueError as `draw`.
+    """
     check_integers("widths", widths, 4, 4)
     check_integers("stem_stride", [stem_stride], 1, 1)
     boxes = _u_shape(("stem", "C1", "C2", "C3", "C4"), ("head", "C8", "C7", "C6", "C5"))
     sizes = level_sizes(image_size, stem_stride, 4)
     way = [boxes[name] for name in ("stem", *CELL_NAMES, "head")]
     head = f"1×1, up ×{stem_stride}" if stem_stride > 1 else "1×1 conv"
+    samples = [
+        (partial(_operation_sample, operation), operation_label(operation)) for operation in OPERATION_NAMES
+    ]
     shapes = [
         *(_also(boxes[a], boxes[b]) for a, b in _ALSO),
         *_flow(way, "conv, stride 2", "bilinear ×2"),
@@ -59,17 +74,21 @@ def draw(
         _block(boxes["stem"], "stem", widths[0], sizes[0], f"3×3, stride {stem_stride}"),
         _block(boxes["head"], "head", None, image_size, head),
         *(_block(boxes[name], name, widths[k], sizes[k]) for name, k in _LEVELS.items()),
-        *(_miniature(boxes[name], genotype, name) for name in CELL_NAMES),
+        _legend([*samples, (_also_sample, "also receives")], boxes),
     ]
-    samples = [
-        (partial(_operation_sample, operation), operation_label(operation)) for operation in OPERATION_NAMES
-    ]
-    shapes.append(_legend([*samples, (_also_sample, "also receives")], boxes))
+    return boxes, shapes
+
+
+def network_title(genotype: Genotype) -> str:
+    """The name of a network, with the task or dataset it was searched on where that is on record."""
     task = str(genotype.search.get("task") or genotype.search.get("dataset") or "")[:60]
-    title = f"SEARCH-Net {genotype.id}" + (f", searched on {task}" if task else "")
+    return f"SEARCH-Net {genotype.id}" + (f", searched on {task}" if task else "")
+
+
+def describe_network(genotype: Genotype, widths: Sequence[int]) -> str:
+    """The U and each of its cells in plain words."""
     levels = f"Eight cells in a U whose levels have {in_words(map(str, widths))} channels, from the top down."
-    description = " ".join([levels, *(describe_cell(genotype, name) for name in CELL_NAMES)])
-    return document(title, description, shapes, *_extent(boxes, 8))
+    return " ".join([levels, *(describe_cell(genotype, name) for name in CELL_NAMES)])
 
 
 def draw_unet(widths: Sequence[int], *, image_size: Size | None = None) -> str:
@@ -98,7 +117,7 @@ def draw_unet(widths: Sequence[int], *, image_size: Size | None = None) -> str:
         "Each block is two 3x3 convolutions. Max-pooling leads down, 2x2 up-convolutions lead up; each block "
         "on the way down is concatenated to its level's on the way up. The head is a 1x1 convolution."
     )
-    return document(f"UNet with {levels} levels", description, shapes, *_extent(boxes, 1))
+    return document(f"UNet with {levels} levels", description, shapes, *extent(boxes, 1))
 
 
 def _u_shape(left: Sequence[str], right: Sequence[str], bottom: str = "") -> dict[str, Box]:
@@ -123,8 +142,8 @@ def _row_box(x: float, row: int, width: float = BLOCK_WIDTH) -> Box:
     return Box(x, TOP + END_HEIGHT + GAP + (row - 1) * (BLOCK_HEIGHT + GAP), width, BLOCK_HEIGHT)
 
 
-def _extent(boxes: Mapping[str, Box], legend_items: int) -> tuple[float, float]:
-    """Width and height of a U and its legend."""
+def extent(boxes: Mapping[str, Box], legend_items: int = len(OPERATION_NAMES) + 1) -> tuple[float, float]:
+    """Width and height of a U and its legend, by default the one of the operations and lighter ways."""
     width, bottom = (
         max(box.right for box in boxes.values()) + MARGIN,
         max(box.bottom for box in boxes.values()),
@@ -193,24 +212,40 @@ def _ends(first: Box, last: Box, image_size: Size | None) -> list[str]:
 
 
 def _miniature(box: Box, genotype: Genotype, name: str) -> str:
-    """The cell's nodes in a row and its edges as arches over them, input nodes hollow."""
-    last = INPUT_NODES + genotype.nodes - 1
-    y, step, rise = box.bottom - 16, (box.width - 36) / last, (box.height - 76) / last
-    dots = [(box.x + 18 + node * step, y) for node in range(last + 1)]
-    radius = min(4.5, step / 3)
-    arches = [
-        coloured(
-            name,
-            e,
-            arc(dots[e.source], dots[e.target], (e.target - e.source) * rise, **stroke(e.operation, 0.75)),
-        )
-        for e in sorted(genotype.cells[name], key=lambda e: e.source - e.target)
-    ]
+    """The cell's nodes in a row and its edges as arches over them."""
+    edges = sorted(genotype.cells[name], key=widest_first)
+    return group(*(arch(box, genotype.nodes, name, edge) for edge in edges), node_dots(box, genotype.nodes))
+
+
+def widest_first(edge: Edge) -> int:
+    """The order in which a miniature's edges are drawn, so that no arch lies over a narrower one."""
+    return edge.source - edge.target
+
+
+def arch(box: Box, nodes: int, cell: str, edge: Edge) -> str:
+    """One edge of the miniature in `box`, of a cell with `nodes` intermediate nodes."""
+    dots = _dots(box, nodes)
+    rise = (edge.target - edge.source) * (box.height - 76) / (len(dots) - 1)
+    return coloured(
+        cell, edge, arc(dots[edge.source], dots[edge.target], rise, **stroke(edge.operation, 0.75))
+    )
+
+
+def node_dots(box: Box, nodes: int) -> str:
+    """The nodes of the miniature in `box`, input nodes hollow."""
+    dots = _dots(box, nodes)
+    radius = min(4.5, (dots[1][0] - dots[0][0]) / 3)
     circles = [
         element("circle", cx=x, cy=y, r=radius, class_="pill" if node < INPUT_NODES else "solid")
         for node, (x, y) in enumerate(dots)
     ]
-    return group(*arches, group(*circles, class_="flow"))
+    return group(*circles, class_="flow")
+
+
+def _dots(box: Box, nodes: int) -> list[Point]:
+    count = INPUT_NODES + nodes
+    step = (box.width - 36) / (count - 1)
+    return [(box.x + 18 + node * step, box.bottom - 16) for node in range(count)]
 
 
 def _double_convolution(box: Box) -> str:
@@ -226,7 +261,7 @@ def _convolution(box: Box) -> str:
 
 def _legend(items: Sequence[tuple[Callable[[float, float], str], str]], boxes: Mapping[str, Box]) -> str:
     """Samples, drawn at a given place, and their names, in columns below the U."""
-    width, height = _extent(boxes, len(items))
+    width, height = extent(boxes, len(items))
     columns = int(width // LEGEND_COLUMN)
     rows = -(-len(items) // columns)
     shapes = []

@@ -19,6 +19,7 @@ STYLE = f"""
 .{ROOT}{{{_LIGHT};display:block;margin:auto;font-family:system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}}
 @media (prefers-color-scheme:dark){{.{ROOT}:not(:is(.light,.gradio-container) *){{{_DARK}}}}}
 .dark .{ROOT}{{{_DARK}}}
+svg.{ROOT}:root{{color-scheme:light dark}}
 .{ROOT} text{{fill:var(--ink)}} .{ROOT} text.quiet{{fill:var(--quiet)}}
 .{ROOT} .card{{fill:var(--card);stroke:var(--rule);stroke-width:1.5}}
 .{ROOT} .pill{{fill:var(--card);stroke:currentColor;stroke-width:1.5}}

@@ -1,0 +1,129 @@
+"""The supernet in training: what every search method on shared weights does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from searchseg.genotype import Genotype
+from searchseg.network import USpace
+from training.presets import SearchMethod, SearchSettings
+from training.steps import LOSSES, Meter
+
+Batch = tuple[Tensor, Tensor]
+Result = tuple[Tensor, Tensor]  # loss and class scores, without graph
+
+
+class Supernet:
+    """A USpace and the optimiser of its weights; a search method adds what decides on the architecture."""
+
+    def __init__(
+        self, space: USpace, settings: SearchSettings, accelerator: Accelerator, method: SearchMethod
+    ) -> None:
+        self.space, self.settings, self.accelerator, self.method = space, settings, accelerator, method
+        self.criterion = LOSSES[settings.loss]
+        self.weights = list(space.weight_parameters())
+        self.weight_optimizer = self._optimizer()
+        self.rate = 1.0  # factor on the learning rate of the weights
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.method.order == 2:  # the unrolled step is that of SGD with momentum (DARTS, section 3.1)
+            return torch.optim.SGD(
+                self.weights, self.settings.sgd_lr, momentum=0.9, weight_decay=self.settings.weight_decay
+            )
+        return torch.optim.Adam(
+            self.weights, self.settings.weight_lr, weight_decay=self.settings.weight_decay
+        )
+
+    def set_rate(self, factor: float) -> None:
+        """Learning rate of the weights for the steps to come, as a factor on the preset's."""
+        full = self.settings.sgd_lr if self.method.order == 2 else self.settings.weight_lr
+        for group in self.weight_optimizer.param_groups:
+            group["lr"] = full * factor
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the steps of `epoch` (counted from 0)."""
+
+    def architecture_step(self, held_out: Batch, training: Batch | None = None) -> Result:
+        """Learn about the architecture from held-out images; returns loss and class scores."""
+        raise NotImplementedError
+
+    def weight_step(self, training: Batch) -> Result:
+        """Move the weights down the gradient of the loss on training images; returns loss and class
+        scores."""
+        loss, logits = self.loss(training)
+        # a chosen genotype leaves most of the supernet out
+        gradients = self.average(torch.autograd.grad(loss, self.weights, allow_unused=True))
+        self.apply(self.weights, gradients, self.weight_optimizer)
+        return loss.detach(), logits.detach()
+
+    @torch.no_grad()
+    def look(self, held_out: Batch) -> Result:
+        """Loss and class scores on held-out images while the architecture rests."""
+        return self.loss(held_out)
+
+    def score(self, batches: Iterable[Batch]) -> float:
+        """mIoU of what the supernet runs at present, over `batches` and all processes."""
+        meter = Meter(self.space.arguments.num_classes, self.accelerator.device)
+        for batch in batches:
+            meter.add(self.look(batch), batch[1])
+        return meter.confusion.compute().miou
+
+    def genotype(self, search: dict[str, Any]) -> Genotype:
+        """The architecture as it stands."""
+        raise NotImplementedError
+
+    def finish(
+        self, search: dict[str, Any], batches: Sequence[Batch], tuning: Sequence[Batch] = ()
+    ) -> Genotype:
+        """The architecture at the end of the search.
+
+        A method may choose it by held-out `batches`, and go on training the weights on `tuning`.
+        """
+        return self.genotype(search)
+
+    def record(self) -> dict[str, Any]:
+        """What the history of an epoch should hold of the method's own state."""
+        return {}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss (with its graph) and class scores of a batch."""
+        images, masks = batch
+        with self.accelerator.autocast():
+            logits = self.space(images.contiguous(memory_format=torch.channels_last))
+        return self.criterion(logits, masks), logits
+
+    def average(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Mean of the gradients over processes, as one vector.
+
+        DistributedDataParallel would insist on a gradient for every parameter, alpha and weights alike.
+        """
+        present = [g for g in gradients if g is not None]
+        if self.accelerator.num_processes == 1:
+            return list(gradients)
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in present]), "mean")
+        parts = iter(flat.split([g.numel() for g in present]))
+        return [None if g is None else next(parts).view_as(g) for g in gradients]
+
+    def apply(
+        self,
+        parameters: Sequence[nn.Parameter],
+        gradients: Sequence[Tensor | None],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """One step of `optimizer` along `gradients`, clipped."""
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+        optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"space": self.space.state_dict(), "weight_optimizer": self.weight_optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.space.load_state_dict(state["space"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
