@@ -1,7 +1,7 @@
 """Measure speed and memory on this machine.
 
   python -m training.benchmark segment    a photo of 1024x768 to its mask through Segmenter
-  python -m training.benchmark search     one search step (alpha step + weight step) of the supernet
+  python -m training.benchmark search     one search step (alpha step + weight step) against a plain reference
   python -m training.benchmark retrain    one retraining step of a SEARCH-Net and of the UNet
 
 Each prints medians with their spread, parameters, MACs and peak memory of the process. The networks of a
@@ -11,8 +11,10 @@ table are timed in turns, so that a busy moment of the machine hits all of them.
 from __future__ import annotations
 
 import argparse
+import copy
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +30,7 @@ import searchseg
 from searchseg.baselines import UNet
 from searchseg.cost import macs, parameters
 from searchseg.genotype import random_genotype
+from searchseg.mixed import MixedOp
 from searchseg.network import SearchNet, UShapeConfig, USpace
 from training.darts import Darts
 from training.options import Manual, machine
@@ -86,16 +89,75 @@ def segment(args: argparse.Namespace) -> None:
     print_table(seconds, 1, networks)
 
 
-def search(args: argparse.Namespace) -> None:
-    """The supernet of a preset."""
+class PlainEdge(nn.Module):
+    """A mixed operation without any sharing: what the search is timed against."""
+
+    def __init__(self, mixed: MixedOp) -> None:
+        super().__init__()
+        self.operations, self.alpha = mixed.operations, mixed.alpha
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.alpha.softmax(0)
+        return sum(w * operation(x) for w, operation in zip(weights, self.operations, strict=True))
+
+
+def supernets(args: argparse.Namespace) -> dict[str, Darts]:
+    """The plain reference in the default memory format, and our search without and with partial channels."""
     settings = PRESETS[args.preset].search
-    space = USpace(settings.network(2)).to(memory_format=torch.channels_last)
-    step, batch = Darts(space, settings, Accelerator(cpu=True)), _batch(args)
-    calls = {"alpha step + weight step": lambda: (step.architecture_step(batch), step.weight_step(batch))}
+    torch.manual_seed(0)
+    space = USpace(settings.network(2))
+    narrow = USpace(settings.network(2), partial=4)
+    accelerator = Accelerator(cpu=args.cpu)
+    spaces = {"plain reference": copy.deepcopy(space), "ours": space, "ours, partial 4": narrow}
+    found = {}
+    for name, network in spaces.items():
+        network.to(accelerator.device)
+        found[name] = Darts(network, settings, accelerator)
+        if name == "plain reference":
+            for cell in network.cells().values():
+                cell.edges = nn.ModuleDict({key: PlainEdge(edge) for key, edge in cell.edges.items()})
+            found[name].channels_last = False
+        else:
+            network.to(memory_format=torch.channels_last)
+    return found
+
+
+def search(args: argparse.Namespace) -> None:
+    """A search step (alpha step + weight step) against a reference that calls each operation on its own."""
+    if args.only:  # the child that measures memory
+        run, batch = supernets(args)[args.only], _batch(args)
+        for _ in range(2):
+            run.architecture_step(batch)
+            run.weight_step(batch)
+        print(f"{peak_memory():.0f}")
+        return
+    runs, batch = supernets(args), _batch(args)
+    reference, ours = (runs[name].loss(batch)[1] for name in ("plain reference", "ours"))
+    print(f"class scores differ from those of the reference by {(ours - reference).abs().max():.1e} at most")
+    print(f"search step, preset {args.preset}, batch {args.batch}, {args.size} px, two passes over the batch")
+    calls = {
+        name: lambda r=run: (r.architecture_step(batch), r.weight_step(batch)) for name, run in runs.items()
+    }
+    seconds = interleaved(calls, args.runs)
+    plain = seconds["plain reference"]
     print(
-        f"search, preset {args.preset}, batch {args.batch}, {args.size} px (two passes over the batch a step)"
+        f"{'':<18} {'median s':>9} {'range':>15} {'times faster':>13} {'peak memory':>12} {'parameters':>11}"
     )
-    print_table(interleaved(calls, args.runs), 2 * args.batch, dict.fromkeys(calls, (space, args.size)))
+    for name, values in seconds.items():
+        faster = statistics.median(p / v for p, v in zip(plain, values, strict=True))
+        spread, count = f"{min(values):.3f}-{max(values):.3f}", parameters(runs[name].space)
+        middle, memory = statistics.median(values), _memory_of(name, args)
+        print(f"{name:<18} {middle:>9.3f} {spread:>15} {faster:>13.2f} {memory:>7.0f} MB {count:>11,}")
+    print(f"times faster: median of the ratios, turn by turn; memory: of a process of its own; {machine()}")
+
+
+def _memory_of(name: str, args: argparse.Namespace) -> float:
+    """Peak resident memory, MB, of a fresh process that takes two search steps."""
+    command = [sys.executable, "-m", "training.benchmark", "search", "--only", name]
+    command += ["--preset", args.preset, "--batch", str(args.batch), "--size", str(args.size)]
+    command += ["--cpu"] if args.cpu else []
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
 
 
 def retrain(args: argparse.Namespace) -> None:
@@ -107,7 +169,7 @@ def retrain(args: argparse.Namespace) -> None:
         "UNet": UNet(preset.retrain.unet_widths),
     }
     recipe, batch = RECIPES["strong"], _batch(args)
-    steps = {name: Training(network, recipe, Accelerator(cpu=True)) for name, network in networks.items()}
+    steps = {name: Training(network, recipe, Accelerator(cpu=args.cpu)) for name, network in networks.items()}
     calls = {name: lambda t=t: (t.step(*batch, 1.0), t.update_average(1)) for name, t in steps.items()}
     print(f"retraining step, preset {args.preset}, recipe strong, batch {args.batch}, {args.size} px")
     table = {name: (network, args.size) for name, network in networks.items()}
@@ -117,7 +179,9 @@ def retrain(args: argparse.Namespace) -> None:
 def _batch(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     masks = torch.randint(0, 2, (args.batch, args.size, args.size))
-    return torch.randn(args.batch, 3, args.size, args.size), masks
+    images = torch.randn(args.batch, 3, args.size, args.size)
+    device = Accelerator(cpu=args.cpu).device
+    return images.to(device), masks.to(device)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -134,6 +198,9 @@ def main(argv: list[str] | None = None) -> int:
             sub.add_argument("--preset", choices=tuple(PRESETS), default="lite", help="widths and nodes")
             sub.add_argument("--batch", type=int, default=8, help="pictures a step")
             sub.add_argument("--size", type=int, default=128, help="side of the pictures, pixels")
+            sub.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
+        if call is search:
+            sub.add_argument("--only", help=argparse.SUPPRESS)
         sub.set_defaults(call=call)
     args = parser.parse_args(argv)
     args.call(args)
