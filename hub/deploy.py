@@ -1,0 +1,131 @@
+"""Put the page on Hugging Face as a Gradio Space, with the shipped models or with one from the Hub.
+
+The Space gets app.py, searchseg, hub, requirements.txt, the models, and a README whose front matter tells
+the Hub how to run it. A model from the Hub is copied at its present commit, so that the Space starts
+without asking.
+
+examples:
+  python -m hub.deploy me/pets
+  python -m hub.deploy me/leaves --model me/searchnet-leaves --private
+  python -m hub.deploy me/pets --dry-run FOLDER      writes the Space into FOLDER instead
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import searchseg
+from searchseg.pretrained import PretrainedError
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = ("app.py", "requirements.txt", "LICENSE")
+PACKAGES = ("searchseg", "hub")
+MODEL_FILES = ("config.json", "genotype.json", "model.safetensors", "metrics.json", "README.md")
+
+
+def lay_out(folder: Path, title: str, model: str | None = None, token: str | None = None) -> None:
+    """Write the tree of a Space into `folder`; with `model` (Hub id or folder) that one instead of the
+    shipped.
+
+    Raises PretrainedError when the model cannot be loaded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CODE:
+        shutil.copyfile(ROOT / name, folder / name)
+    for name in PACKAGES:
+        keep = shutil.ignore_patterns("__pycache__", "models")
+        shutil.copytree(ROOT / name, folder / name, ignore=keep, dirs_exist_ok=True)
+    models = folder / "hub" / "models"
+    if model is None:
+        for path in sorted((ROOT / "hub" / "models").glob("*/config.json")):
+            _copy_model(path.parent, models / path.parent.name)
+    else:
+        network = searchseg.from_pretrained(model, token=token)
+        target = models / Path(model).name
+        searchseg.save_pretrained(network, target)
+        if Path(model).is_dir():
+            _copy_model(Path(model), target)
+    (folder / "README.md").write_text(front_matter(title, model))
+
+
+def front_matter(title: str, model: str | None = None) -> str:
+    """README.md of a Space: what the Hub needs to run it, and a line for people."""
+    lines = {
+        "title": title,
+        "emoji": "🐾",
+        "colorFrom": "indigo",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": version("gradio"),
+        "python_version": ".".join(platform.python_version_tuple()[:2]),
+        "app_file": "app.py",
+        "license": "apache-2.0",
+        "suggested_hardware": "cpu-basic",
+        "datasets": ["dpdl-benchmark/oxford_iiit_pet"] if model is None else None,
+        "models": [model] if model is not None and not Path(model).is_dir() else None,
+        "short_description": "Segmentation by networks found by search",
+    }
+    yaml = [f"{key}: {_value(value)}" for key, value in lines.items() if value is not None]
+    text = "Drop a picture: a network found by architecture search tells what every pixel shows."
+    return "\n".join(["---", *yaml, "---", "", f"# {title}", "", text, ""])
+
+
+def deploy(space: str, model: str | None = None, private: bool = False, token: str | None = None) -> str:
+    """Create or update the Space `space` ("user/name") in one commit; returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lay_out(folder, space.split("/")[-1], model, token)
+        url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        api.upload_folder(
+            folder_path=folder, repo_id=space, repo_type="space", commit_message="Deploy the SearchSeg page"
+        )
+    return str(url)
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in MODEL_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _value(value: str | list[str]) -> str:
+    if isinstance(value, list):
+        return "".join(f"\n- {item}" for item in value)
+    return f'"{value}"' if value.replace(".", "").isdigit() else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m hub.deploy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("space", help="id of the Space, user/name; it is made when it does not exist")
+    parser.add_argument("--model", help="Hub id or folder of the model to serve (default: those shipped)")
+    parser.add_argument("--private", action="store_true", help="a Space that only its owner sees")
+    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write the Space here, send nothing")
+    args = parser.parse_args(argv)
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if args.dry_run:
+            lay_out(args.dry_run, args.space.split("/")[-1], args.model)
+            print(f"the Space is in {args.dry_run}: python {args.dry_run / 'app.py'}")
+        else:
+            print(deploy(args.space, args.model, args.private))
+    except (PretrainedError, HFValidationError, HfHubHTTPError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

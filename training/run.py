@@ -1,0 +1,166 @@
+"""All of it: search, derive, retrain, evaluate and pack, and with --push-to-hub publish.
+
+Every stage has a folder of its own under --out. Run the same command again after a stop: stages that are done
+are skipped, a stage that was interrupted continues after its last whole epoch.
+
+examples:
+  python -m training.run --task pet --preset lite --out runs/pet
+  python -m training.run --task custom --data me/leaves --classes soil,leaf --out runs/leaves
+    --search "--partial 4 --regularise auxiliary-skip" --retrain "--epochs 60" --push-to-hub me/leaves
+
+what it leaves in --out: search/ and net/ (run folders), and model/, the folder that is published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import PartialState
+
+import training.evaluate
+import training.retrain
+import training.search
+from searchseg.genotype import Genotype
+from searchseg.pretrained import PretrainedError, from_pretrained
+from training.files import read_lines
+from training.options import Manual, add_data_options
+from training.presets import PRESETS
+from training.runs import SETTINGS
+
+DATA = ("task", "data", "revision", "border", "image_column", "mask_column", "classes", "ignore_value")
+
+
+def stages(args: argparse.Namespace) -> list[tuple[str, Callable[[], bool], Callable[[], int]]]:
+    """The stages in order: name, whether it is done already, and what does it (an exit status)."""
+    data = _options(args, DATA)
+    common = [*data, "--preset", args.preset, "--seed", str(args.seed), *(["--cpu"] if args.cpu else [])]
+    found, net, model = args.out / "search", args.out / "net", args.out / "model"
+    learning = ["--split", args.split]
+
+    def search() -> int:
+        return training.search.main(_start(found, [*common, *learning, *shlex.split(args.search)]))
+
+    def retrain() -> int:
+        genotype = ["--genotype", str(found / "genotype.json")]
+        return training.retrain.main(_start(net, [*common, *learning, *genotype, *shlex.split(args.retrain)]))
+
+    def evaluate() -> int:
+        return _alone(lambda: training.evaluate.main([str(model), *data, "--split", args.test]))
+
+    return [
+        ("search", lambda: _searched(found), search),
+        ("retrain", lambda: _trained(net), retrain),
+        ("pack", lambda: model.is_dir(), lambda: _alone(lambda: _pack(net, found, model))),
+        ("evaluate", lambda: (model / "metrics.json").is_file(), evaluate),
+        ("card", lambda: (model / "README.md").is_file(), lambda: _alone(lambda: _describe(model))),
+    ]
+
+
+def _options(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
+    given = [(f"--{name.replace('_', '-')}", getattr(args, name)) for name in names]
+    return [word for option, value in given if value is not None for word in (option, str(value))]
+
+
+def _start(folder: Path, options: list[str]) -> list[str]:
+    """Arguments that begin a stage, or continue one that has begun."""
+    return ["--resume", str(folder)] if (folder / SETTINGS).is_file() else [*options, "--out", str(folder)]
+
+
+def _alone(work: Callable[[], int]) -> int:
+    """Let the main process work while the others wait."""
+    state = PartialState()
+    status = work() if state.is_main_process else 0
+    state.wait_for_everyone()
+    return status
+
+
+def _searched(folder: Path) -> bool:
+    path = folder / "genotype.json"
+    return path.is_file() and "epoch_kept" in Genotype.from_json(path.read_text()).search
+
+
+def _trained(folder: Path) -> bool:
+    if not (folder / SETTINGS).is_file():
+        return False
+    epochs = json.loads((folder / SETTINGS).read_text())["settings"]["epochs"]
+    return len(read_lines(folder / "history.jsonl")) == epochs and _loads(folder)
+
+
+def _loads(folder: Path) -> bool:
+    try:
+        from_pretrained(folder)
+    except PretrainedError:
+        return False
+    return True
+
+
+def _pack(net: Path, found: Path, model: Path) -> int:
+    from hub.pack import pack
+
+    growing = model.with_name(model.name + ".partial")
+    shutil.rmtree(growing, ignore_errors=True)
+    pack(net, growing, search=found, half=True)
+    growing.rename(model)
+    return 0
+
+
+def _describe(model: Path) -> int:
+    from hub.card import write_card
+
+    write_card(model, model.name)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("python -m training.run", description=__doc__, formatter_class=Manual)
+    add_data_options(top, split="train")
+    group = top.add_argument_group("run")
+    group.add_argument("--test", default="test", help="split to evaluate on, never used before the end")
+    group.add_argument("--preset", choices=tuple(PRESETS), default="lite", help="how large")
+    group.add_argument("--seed", type=int, default=0, help="of every stage")
+    group.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
+    group.add_argument("--search", default="", metavar="OPTIONS", help="more options of training.search")
+    group.add_argument("--retrain", default="", metavar="OPTIONS", help="more options of training.retrain")
+    group.add_argument("--out", type=Path, required=True, help="folder of the whole run, new or to continue")
+    group.add_argument("--push-to-hub", metavar="USER/NAME", help="publish the model under this id")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    main_process = PartialState(cpu=args.cpu).is_main_process
+    for name, done, work in stages(args):
+        if main_process:
+            print(f"{name}: {'done already' if done() else 'begins'}", flush=True)
+        if done():
+            continue
+        status = work()
+        if status:
+            again = shlex.join(["python", "-m", "training.run", *(sys.argv[1:] if argv is None else argv)])
+            print(f"{name} did not finish; continue with: {again}", file=sys.stderr)
+            return status
+    if args.push_to_hub:
+        return _alone(lambda: push(args.out / "model", args.push_to_hub))
+    return 0
+
+
+def push(folder: Path, repo_id: str, genotype_only: bool = False) -> int:
+    """Publish a finished folder; the one call from training to hub."""
+    from hub.publish import PublishError, publish
+
+    try:
+        print(publish(folder, repo_id, genotype_only=genotype_only).url)
+    except (PublishError, PretrainedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
