@@ -21,6 +21,7 @@ import dataclasses
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,12 @@ def candidates(
 def compare(
     entries: list[Candidate], seeds: int, settings: RetrainSettings, recipe_name: str, task: Task, rows: Any,
     share: float, out: Path, accelerator: Accelerator, test: Any = None, workers: int = 0,
+    report: Callable[[list[dict[str, Any]]], None] = lambda records: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Train every candidate from the seeds 0..`seeds` - 1; one record a training, also in its run folder."""
+    """Train every candidate from the seeds 0..`seeds` - 1; one record a training, also in its run folder.
+
+    `report` gets the records so far after every training.
+    """
     learning, validation = hold_out(rows, share)
     if validation is None:
         raise TaskError("a comparison needs rows that no network was trained on: --hold-out 0.2")
@@ -105,6 +110,7 @@ def compare(
                 accelerator.wait_for_everyone()
             record = json.loads((folder / RESULT).read_text())
             records.append({"kind": entry.kind, "name": entry.name, **record})
+            report(records)
     if test is not None:
         _score_test(records, CheckedRows(test, task, None, "test rows", quiet), task, out, accelerator)
     return records
@@ -221,12 +227,6 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     rows = load_rows(data, args.split, revision, task)
     test = load_rows(data, args.test, revision, task) if args.test else None
     record_settings(args, accelerator, command, settings=dataclasses.asdict(settings))
-    records = compare(
-        entries, args.seeds, settings, args.recipe, task, rows, args.hold_out, args.out, accelerator, test,
-        args.workers,
-    )  # fmt: skip
-    if not accelerator.is_main_process:
-        return
     protocol = {
         "data": dataset_name(data), "split": args.split, "rows": len(rows), "held out": args.hold_out,
         "preset": args.preset, "recipe": args.recipe, "epochs": settings.epochs, "size": settings.size,
@@ -234,9 +234,19 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         "processes": accelerator.num_processes, "machine": machine()["device"],
         "torch": machine()["torch"],
     }  # fmt: skip
-    document = {"protocol": protocol, "command": command, "summary": summary(records), "trainings": records}
-    write_atomically(args.out / "compare.json", json.dumps(document, indent=2) + "\n")
-    write_atomically(args.out / "compare.md", markdown(records, protocol))
+
+    def report(records: list[dict[str, Any]]) -> None:
+        if accelerator.is_main_process:
+            document = {"protocol": protocol, "command": command, "summary": summary(records)}
+            text = json.dumps({**document, "trainings": records}, indent=2) + "\n"
+            write_atomically(args.out / "compare.json", text)
+            write_atomically(args.out / "compare.md", markdown(records, protocol))
+
+    records = compare(
+        entries, args.seeds, settings, args.recipe, task, rows, args.hold_out, args.out, accelerator, test,
+        args.workers, report,
+    )  # fmt: skip
+    report(records)
     accelerator.print(markdown(records, protocol))
 
 
