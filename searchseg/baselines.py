@@ -31,8 +31,8 @@ class UNetConfig:
 class UNet(nn.Module):
     """The plain UNet (Ronneberger et al., arXiv 1505.04597), with padded convolutions and batch norm.
 
-    Two 3x3 convolutions a block, max pooling down, 2x2 up-convolution, concatenation with the skip. Images
-    (B, 3, H, W) of any size give class scores (B, num_classes, H, W).
+    Two 3x3 convolutions a block, max pooling down, 2x2 up-convolution, concatenation with the skip.
+    Images (B, 3, H, W) of any size give class scores (B, num_classes, H, W).
     """
 
     architecture = "unet"

@@ -16,11 +16,11 @@ __all__ = ["ArchitectureParameter", "Cell", "MixedOp", "fixed_cell", "searching_
 
 
 class Cell(nn.Module):
-    """Node j = sum of its incoming edges; output = 1x1 merge of the concatenated intermediate nodes (DARTS,
-    fig. 1).
+    """Node j = sum of its incoming edges; output = 1x1 merge of the concatenated intermediate nodes
+    (DARTS, fig. 1).
 
-    `edges` maps (source, target) to the module on that edge. Two inputs of shape (B, channels_in[i], H, W)
-    with equal H and W give (B, channels, H, W).
+    `edges` maps (source, target) to the module on that edge. Two inputs of shape (B, channels_in[i], H,
+    W) with equal H and W give (B, channels, H, W).
     """
 
     def __init__(
@@ -97,8 +97,8 @@ def _joined(parts: list[Tensor], partial: int) -> Tensor:
 def _shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channels, so that the next node's operations meet others (ShuffleNet, arXiv 1707.01083).
 
-    Once a node, after the sum of its edges: the same as once an edge before it. A rest that does not fill the
-    groups stays at the end.
+    Once a node, after the sum of its edges: the same as once an edge before it. A rest that does not fill
+    the groups stays at the end.
     """
     batch, channels, height, width = x.shape
     if channels % groups:

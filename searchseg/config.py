@@ -29,8 +29,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture and its constructor arguments, classes with colours, and how a picture becomes an input
-    tensor."""
+    """Architecture and its constructor arguments, classes with colours, and how a picture becomes an
+    input tensor."""
 
     architecture: str
     arguments: Mapping[str, Any]

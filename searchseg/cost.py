@@ -71,8 +71,8 @@ def count_parameters(config: UShapeConfig) -> OperationCosts:
 
 
 def expected_cost(space: USpace, costs: OperationCosts) -> Tensor:
-    """Cost that the network derived from `space` is expected to have: a scalar with a gradient, float64 on
-    the CPU.
+    """Cost that the network derived from `space` is expected to have: a scalar with a gradient, float64
+    on the CPU.
 
     Sum over edges of the probability to be kept times softmax(alpha) . costs, plus the fixed cost
     (ProxylessNAS, arXiv 1812.00332, section 3.3; that edges are kept or not is our addition).

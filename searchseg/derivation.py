@@ -60,12 +60,12 @@ def derive(
     """Each node keeps its two strongest edges, each with its strongest operation (DARTS, section 2.4).
 
     alphas: cell -> "source-target" -> one raw number per operation. betas: cell -> "source-target" -> raw
-    number. The strength of an edge is its largest softmax(alpha), times softmax(beta) over the edges into the
-    same node where there are betas (PC-DARTS, section 3.3). A cell with more than `max_skips` skips gives up
-    the weakest of them. A network whose `costs` exceed `limit` takes cheaper operations, those first that
-    lose least log softmax(alpha) for what they save (our choice).
-    Equal numbers: the first source, then the first operation, wins. Raises GenotypeError when a number is not
-    finite, and, with the smallest possible cost, when no choice of operations stays within `limit`.
+    number. The strength of an edge is its largest softmax(alpha), times softmax(beta) over the edges into
+    the same node where there are betas (PC-DARTS, section 3.3). A cell with more than `max_skips` skips
+    gives up the weakest of them. A network whose `costs` exceed `limit` takes cheaper operations, those
+    first that lose least log softmax(alpha) for what they save (our choice). Equal numbers: the first
+    source, then the first operation, wins. Raises GenotypeError when a number is not finite, and, with
+    the smallest possible cost, when no choice of operations stays within `limit`.
     """
     cells = {
         name: _strongest(_choices(name, table, betas[name] if betas else None), nodes)

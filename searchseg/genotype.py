@@ -53,8 +53,8 @@ class Genotype:
     """The eight cells C1..C8 of a SEARCH-Net, two incoming edges for each of `nodes` intermediate nodes.
 
     `search` says where the genotype comes from (task, dataset, revision, preset, method, seed, epochs,
-    version, created); it does not enter the identity. Raises GenotypeError at birth when the cells do not fit
-    together.
+    version, created); it does not enter the identity. Raises GenotypeError at birth when the cells do not
+    fit together.
     """
 
     nodes: int
@@ -155,8 +155,8 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def possible_edges(nodes: int) -> list[tuple[int, int]]:
-    """All (source, target) pairs of a cell with `nodes` intermediate nodes: every earlier node feeds every
-    later one."""
+    """All (source, target) pairs of a cell with `nodes` intermediate nodes: every earlier node feeds
+    every later one."""
     return [
         (source, target) for target in range(INPUT_NODES, INPUT_NODES + nodes) for source in range(target)
     ]

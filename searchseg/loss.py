@@ -10,13 +10,13 @@ EPSILON = 1e-6
 
 
 def dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
-    """1 - 2 * sum(p * g) / (sum(p) + sum(g)), averaged over the classes (Zhu & Ma 2023; soft Dice of arXiv
-    1606.04797).
+    """1 - 2 * sum(p * g) / (sum(p) + sum(g)), averaged over the classes (Zhu & Ma 2023; soft Dice of
+    arXiv 1606.04797).
 
     logits (B, K, H, W) floating, target (B, H, W) integer class ids; pixels equal to `ignore_index` count
-    for nothing. Sums run over the whole batch. A class without a counted target pixel is
-    left out of the mean; a batch without any counted pixel gives 0 with a zero gradient. Returns
-    a scalar in [0, 1], float32. Raises ValueError on shapes that do not match.
+    for nothing. Sums run over the whole batch. A class without a counted target pixel is left out of the
+    mean; a batch without any counted pixel gives 0 with a zero gradient. Returns a scalar in [0, 1],
+    float32. Raises ValueError on shapes that do not match.
     """
     if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(

@@ -35,8 +35,8 @@ class ConfusionMatrix(nn.Module):
         self.matrix.update(prediction.long(), target.long())
 
     def compute(self) -> Scores:
-        """TP / (TP + FN + FP) of every class, and the mean over the classes that occur (Zhu & Ma 2023, eq.
-        for mIoU)."""
+        """TP / (TP + FN + FP) of every class, and the mean over the classes that occur (Zhu & Ma 2023,
+        eq. for mIoU)."""
         counts = self.matrix.compute().double()
         hits, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
         iou = [h / u if u > 0 else None for h, u in zip(hits.tolist(), union.tolist(), strict=True)]

@@ -21,9 +21,10 @@ class ArchitectureParameter(nn.Parameter):
 class MixedOp(nn.Module):
     """All seven operations on one edge: output = sum over o of softmax(alpha)_o * o(x) (DARTS, eq. 2).
 
-    Shape (B, C, H, W) in and out. `alpha` has one entry per operation, in the order of OPERATION_NAMES. With
-    `partial` = K > 1 only the first C // K channels pass the operations, the others go round them (PC-DARTS,
-    arXiv 1907.05737, eq. 2); the edge then has a `beta`, which its cell turns into edge normalisation.
+    Shape (B, C, H, W) in and out. `alpha` has one entry per operation, in the order of OPERATION_NAMES.
+    With `partial` = K > 1 only the first C // K channels pass the operations, the others go round them
+    (PC-DARTS, arXiv 1907.05737, eq. 2); the edge then has a `beta`, which its cell turns into edge
+    normalisation.
 
     Two switches change what takes part, for samplers and derivation: `candidates` (indices of operations;
     none closes the edge) and `auxiliary`, the weight of an extra skip (DARTS-, arXiv 2009.01027, eq. 6).
@@ -50,13 +51,12 @@ class MixedOp(nn.Module):
 
 
 def mixtures(edges: Sequence[MixedOp], x: Tensor) -> list[Tensor]:
-    """What mixed operations that leave one node make of their channels, computed together where that saves
-    time.
+    """What mixed operations that leave one node make of their channels, computed together where that
+    saves time.
 
     The separable and dilated convolutions of all edges share their first ReLU. When few channels pass
     (partial channels), the operations of one kind run as one operation on the channels of all edges side
-    by side: the
-    same products, in a fraction of the calls, each wide enough for vector instructions.
+    by side: the same products, in a fraction of the calls, each wide enough for vector instructions.
     """
     passing = edges[0].passing
     front = x[:, :passing] if passing < x.shape[1] else x

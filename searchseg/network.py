@@ -46,8 +46,8 @@ class UShape(nn.Module):
     """Stem, eight cells, four levels, head (architecture: Zhu & Ma 2023, figure 2; stem and links are our
     choice).
 
-    `make_cell(name, channels_in, channels)` fills the U. Images (B, 3, H, W) of any size give class scores
-    (B, num_classes, H, W).
+    `make_cell(name, channels_in, channels)` fills the U. Images (B, 3, H, W) of any size give class
+    scores (B, num_classes, H, W).
     """
 
     def __init__(self, config: UShapeConfig, make_cell: Callable[[str, tuple[int, int], int], Cell]) -> None:

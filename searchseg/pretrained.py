@@ -1,4 +1,5 @@
-"""Save a network to a folder and load it back: config.json, genotype.json (SEARCH-Net) and model.safetensors.
+"""Save a network to a folder and load it back, from a folder or from the Hub: config.json, genotype.json
+(SEARCH-Net) and model.safetensors.
 
 A folder is untrusted: only safetensors are read, the header is bounded and compared with the network before
 any tensor is loaded, and every fault is one PretrainedError.
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 
 from searchseg.baselines import UNet, UNetConfig
 from searchseg.config import ConfigError, ModelConfig
+from searchseg.download import DownloadError, find_snapshot
 from searchseg.genotype import Genotype, GenotypeError, no_duplicates
 from searchseg.network import SearchNet, UShapeConfig
 
 CONFIG, GENOTYPE, WEIGHTS = "config.json", "genotype.json", "model.safetensors"
 MAX_TEXT_BYTES = 1 << 20  # of config.json and genotype.json
 MAX_HEADER_BYTES = 4 << 20  # of model.safetensors; a network of 20,000 tensors needs half of it
+MAX_WEIGHTS_BYTES = 2 << 30  # of a model.safetensors from the Hub; less where the network is smaller
 MAX_PARAMETERS = 2_000_000_000
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -113,28 +116,53 @@ def from_pretrained(
     revision: str | None = None,
     token: str | None = None,
     device: str | torch.device = "cpu",
+    local_files_only: bool = False,
 ) -> nn.Module:
     """Load a network, in eval mode, from a folder or a Hub id ("user/name").
 
-    `model.config` is its ModelConfig, `model.genotype` its Genotype or None. Weights become float32 whatever
-    they were stored as. Raises PretrainedError naming the fault.
+    `revision` is a branch, tag or commit of the Hub repository, `token` opens a private one (by default that
+    of `hf auth login`), and `local_files_only` takes only what is in the cache. All files come from one
+    commit; a cached commit given by its 40 digits makes no request. `model.config` is the ModelConfig,
+    `model.genotype` the Genotype or None, `model.commit` the commit or, for a folder, None. Weights become
+    float32 whatever they were stored as. Raises PretrainedError naming the fault and the cure.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = _download(str(source), revision, token)
+    if os.path.isdir(source):
+        model = _load(Path(source), lambda name, most_bytes: None)
+        model.commit = None  # type: ignore[assignment]
+        return model.to(device)
     try:
-        config = ModelConfig.from_json(_text(folder, CONFIG))
-        genotype = Genotype.from_json(_text(folder, GENOTYPE)) if config.architecture == "searchnet" else None
+        snapshot = find_snapshot(os.fspath(source), revision, token, local_files_only, CONFIG)
+        model = _load(snapshot.folder, snapshot.fetch)
+    except DownloadError as error:
+        raise PretrainedError(str(error)) from error
+    except PretrainedError as error:
+        raise PretrainedError(
+            f"{error} ({source} at {snapshot.commit}; if only the cache is damaged, delete {snapshot.folder})"
+        ) from error
+    snapshot.remember()
+    model.commit = snapshot.commit  # type: ignore[assignment]
+    return model.to(device)
+
+
+def _load(folder: Path, fetch: Callable[[str, int], None]) -> nn.Module:
+    """The network in `folder`; `fetch(name, most_bytes)` brings each file there just before it is read."""
+    try:
+        fetch(CONFIG, MAX_TEXT_BYTES)
+        config, genotype = ModelConfig.from_json(_text(folder, CONFIG)), None
+        if config.architecture == "searchnet":
+            fetch(GENOTYPE, MAX_TEXT_BYTES)
+            genotype = Genotype.from_json(_text(folder, GENOTYPE))
     except (ConfigError, GenotypeError) as error:
         raise PretrainedError(str(error)) from error
     with torch.device(
         "meta"
     ):  # shapes first: nothing large is allocated before the file has been compared with them
         model = build(config, genotype)
+    fetch(WEIGHTS, _most_bytes(model))
     tensors = _read_weights(folder, model)
     model.to_empty(device="cpu")
     model.load_state_dict(tensors, strict=True)
-    return model.eval().to(device)
+    return model.eval()
 
 
 def arguments_of(model: nn.Module) -> dict[str, Any]:
@@ -168,10 +196,17 @@ def _text(folder: Path, name: str) -> bytes:
     return content
 
 
+def _most_bytes(model: nn.Module) -> int:
+    """The largest file that can hold the weights of this network: all in float32, with the longest header."""
+    wanted = model.state_dict().values()
+    if sum(tensor.numel() for tensor in wanted) > MAX_PARAMETERS:
+        raise PretrainedError(f"config.json asks for more than {MAX_PARAMETERS:,} parameters: refused")
+    tensors = sum(tensor.numel() * tensor.element_size() for tensor in wanted)
+    return min(MAX_WEIGHTS_BYTES, 8 + MAX_HEADER_BYTES + tensors)
+
+
 def _read_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     path, wanted = folder / WEIGHTS, model.state_dict()
-    if sum(tensor.numel() for tensor in wanted.values()) > MAX_PARAMETERS:
-        raise PretrainedError(f"config.json asks for more than {MAX_PARAMETERS:,} parameters: refused")
     if not path.is_file():
         others = sorted(
             p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
@@ -231,24 +266,3 @@ def _compare(header: dict[str, Any], wanted: dict[str, Tensor]) -> None:
             or (dtype not in FLOATS and dtype != "I64")
         ):
             raise PretrainedError(f"{WEIGHTS}: {name} has type {dtype}, the network wants {tensor.dtype}")
-
-
-def _download(source: str, revision: str | None, token: str | None) -> Path:
-    """Fetch (or find in the cache) the three files of a Hub repository, all from one commit."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                source, revision=revision, token=token, allow_patterns=[CONFIG, GENOTYPE, WEIGHTS]
-            )
-        )
-    except HFValidationError as error:
-        raise PretrainedError(f"{source!r} is neither a folder nor a Hub id such as user/name") from error
-    except LocalEntryNotFoundError as error:
-        raise PretrainedError(
-            f"{source!r} is no folder here, not in the cache, and the Hub cannot be reached"
-        ) from error
-    except HfHubHTTPError as error:
-        raise PretrainedError(f"the Hub does not give {source!r}: {error}") from error

@@ -103,9 +103,15 @@ class Segmenter:
         revision: str | None = None,
         device: str | torch.device | None = None,
         token: str | None = None,
+        local_files_only: bool = False,
     ) -> Segmenter:
-        """Load a folder or Hub id; errors as in `searchseg.from_pretrained`."""
-        return cls(from_pretrained(source, revision, token), device)
+        """Load a folder or Hub id; arguments and errors as in `searchseg.from_pretrained`."""
+        return cls(from_pretrained(source, revision, token, local_files_only=local_files_only), device)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the Hub repository that the network came from; None for a folder."""
+        return getattr(self.model, "commit", None)
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image | str | os.PathLike[str] | bytes | np.ndarray) -> Segmentation:

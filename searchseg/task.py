@@ -126,8 +126,8 @@ def _rebuild(values: dict[str, Any]) -> Task:
 
 
 def pet(border: str = "ignore") -> Task:
-    """Oxford-IIIT Pet, trimap 1 pet, 2 background, 3 border; `border` is "ignore", "pet" or "class" (a third
-    class)."""
+    """Oxford-IIIT Pet, trimap 1 pet, 2 background, 3 border; `border` is "ignore", "pet" or "class" (a
+    third class)."""
     rules = {"ignore": IGNORE, "pet": 1, "class": 2}
     if border not in rules:
         raise TaskError(f"border must be one of {', '.join(rules)}, got {border!r}")

@@ -17,7 +17,7 @@ MAY_IMPORT = {
 NOT_IN_SEARCHSEG = {"gradio", "datasets", "argparse", "accelerate", "timm", "torchvision", "matplotlib"}
 # the leaves first: a module of the library imports only modules to its left
 ORDER = (
-    ("genotype", "images", "loss", "metric"),
+    ("genotype", "images", "loss", "metric", "download"),
     ("config", "task", "operations", "drawing", "derivation"),
     ("mixed", "baselines"),
     ("cell",),

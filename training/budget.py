@@ -76,8 +76,8 @@ class Budget:
 def parse_budget(text: str, kind: str | None = None) -> float:
     """The number that "2G", "500M", "1.5k" or "30000" stands for; "20ms" and "0.02s" give seconds.
 
-    With a `kind` ("macs", "params", "latency") only its units will do. Raises ValueError with the accepted
-    forms.
+    With a `kind` ("macs", "params", "latency") only its units will do. Raises ValueError with the
+    accepted forms.
     """
     units = COUNTS | TIMES if kind is None else UNITS[kind]
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)", text.strip().lower())
@@ -95,8 +95,8 @@ def penalty(expected: Tensor, limit: float) -> Tensor:
 
 
 def measure_latency(network: nn.Module, size: tuple[int, int], device: str | torch.device = "cpu") -> float:
-    """Seconds of an undisturbed forward pass on one picture of `size` (H, W), in torch's present number of
-    threads."""
+    """Seconds of an undisturbed forward pass on one picture of `size` (H, W), in torch's present number
+    of threads."""
     watch = Stopwatch(network, (1, 3, *size), device)
     take_turns([watch])
     return watch.seconds()
@@ -110,8 +110,8 @@ def latency_costs(
 ) -> OperationCosts:
     """Seconds of every operation of a SearchNet on one picture of `size` (H, W), measured on this machine.
 
-    The same machine, threads, device, versions and sizes are measured once: the table is kept in the folder
-    `cache`, by default ~/.cache/searchseg.
+    The same machine, threads, device, versions and sizes are measured once: the table is kept in the
+    folder `cache`, by default ~/.cache/searchseg.
     """
     key = {
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device),
@@ -137,9 +137,9 @@ def latency_costs(
 class Stopwatch:
     """Times forward passes of a copy of `network` in pieces, each from the end of a layer to the next end.
 
-    A busy machine interrupts nearly every pass somewhere, but no piece every time: the shortest times of the
-    pieces add up to a pass without interruptions. (Measured beside a training, one thread: the lower quartile
-    of whole passes is 1.2 to 2.3 times that, and does not order networks.)
+    A busy machine interrupts nearly every pass somewhere, but no piece every time: the shortest times of
+    the pieces add up to a pass without interruptions. (Measured beside a training, one thread: the lower
+    quartile of whole passes is 1.2 to 2.3 times that, and does not order networks.)
     """
 
     def __init__(self, network: nn.Module, shape: Sequence[int], device: str | torch.device) -> None:

@@ -201,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--size", type=int, help="side of the pictures, instead of the preset's, pixels")
     group.add_argument("--hold-out", type=float, default=0.2, help="share of the rows to score on")
     group.add_argument("--test", help="split to score once at the end, for the report")
-    add_run_options(top, "random genotypes", precisions=("no", "fp16", "bf16"))
+    add_run_options(top, "random genotypes", precisions=("no", "fp16", "bf16"), push=False)
     return top
 
 

@@ -91,8 +91,8 @@ class Darts(Supernet):
         """What the alpha loss holds beside the loss on the images."""
         terms = []
         if self.method.regularise == "beta":
-            # Beta-decay (Ye et al., arXiv 2203.01665, eq. 11): keeps alphas from growing apart early;
-            # weight 0 -> 50
+            # Beta-decay (Ye et al., arXiv 2203.01665, eq. 11), weight 0 -> 50: towards the end the softmax
+            # hardly moves any more, and no operation runs away with it
             alpha = torch.stack([mixed.alpha for *_, mixed in self.space.edges()])
             terms.append(50 * self.progress * alpha.logsumexp(1).mean())
         if self.costs is not None and self.limit is not None:

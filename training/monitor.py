@@ -25,8 +25,7 @@ def largest_eigenvalue(
 
     Its growth announces networks that generalise badly (Zela et al., RobustDARTS, arXiv 1909.09656,
     section 4). The gradient's graph is kept, so every iteration costs one backward pass. `average` takes
-    the mean over
-    processes.
+    the mean over processes.
     """
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss(), alphas, create_graph=True)])
     generator = torch.Generator().manual_seed(seed)

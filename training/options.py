@@ -16,7 +16,11 @@ from searchseg.task import Task, TaskError
 
 
 class Manual(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the layout of the description and names the default of every option."""
+    """Keeps the layout of the description and names the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False or action.default == []
+        return action.help if nothing else super()._get_help_string(action)
 
 
 def add_data_options(parser: argparse.ArgumentParser, split: str) -> None:

@@ -17,8 +17,8 @@ def draw_curves(
     path: Path,
     marks: Mapping[str, int] | None = None,
 ) -> None:
-    """One line for each `names` entry (history key -> label) against the epoch; epochs without the key are
-    left out. `marks`: label -> epoch, a dashed line each."""
+    """One line for each `names` entry (history key -> label) against the epoch; epochs without the key
+    are left out. `marks`: label -> epoch, a dashed line each."""
     from matplotlib.figure import Figure  # slow to import, and only the end of a run draws
     from matplotlib.ticker import MaxNLocator
 

@@ -242,8 +242,9 @@ def _good_rows(
 def write_parquet(path: Path, rows: Iterator[dict[str, object]], layout: Layout) -> None:
     """Write rows as `datasets` does, a group at a time and with a checksum per page.
 
-    Not with Dataset.from_generator: it keeps a second copy in the user's cache, returns that copy when the
-    folder's content has changed, and drops an image's bytes when the current folder has a file of its name.
+    Not with Dataset.from_generator: it keeps a second copy in the user's cache, returns that copy when
+    the folder's content has changed, and drops an image's bytes when the current folder has a file of its
+    name.
     """
     schema = layout.features.arrow_schema
     options = {"compression": "none", "use_dictionary": False}  # JPEG and PNG do not get smaller

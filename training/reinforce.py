@@ -25,8 +25,8 @@ class Controller(nn.Module):
     """An LSTM that writes a genotype: cell by cell, node by node, edge by edge, a source and an operation.
 
     It writes the two edges of a node in rising order of source, as Genotype stores them, so that every
-    genotype can be written in one way only and its probability is exactly that of the decisions. It lives on
-    the CPU: it works on one vector at a time.
+    genotype can be written in one way only and its probability is exactly that of the decisions. It lives
+    on the CPU: it works on one vector at a time.
     """
 
     def __init__(self, nodes: int, size: int = 100) -> None:

@@ -45,7 +45,7 @@ from training.options import Manual, add_data_options, data_of, dataset_name, ta
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Recipe, RetrainSettings
 from training.rows import CheckedRows, Examples, hold_out, load_rows, loader
-from training.runs import add_run_options, parse, perform, record_settings
+from training.runs import add_run_options, parse, perform, push, record_settings
 from training.schedule import cosine
 from training.steps import LOSSES, Meter
 
@@ -259,6 +259,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     more = {"seed": args.seed, "held_out": held_out, "workers": args.workers}
     retrain(model, settings, recipe, task, rows, args.out, accelerator, **more)
     accelerator.print(f"model in {args.out}")
+    push(args, accelerator)
     accelerator.print(
         f"next: python -m training.evaluate {args.out} --task {task.name} --data {data} --split test"
     )

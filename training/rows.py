@@ -45,8 +45,8 @@ def load_rows(data: str, split: str, revision: str | None, task: Task) -> Any:
 
 
 class CheckedRows:
-    """Rows read by the task's rules, every one of them checked at birth, so that training never meets a bad
-    one.
+    """Rows read by the task's rules, every one of them checked at birth, so that training never meets a
+    bad one.
 
     Pictures and masks are kept as uint8 at `size` (square, pixels; None keeps each row's own size).
     """

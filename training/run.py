@@ -23,9 +23,12 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+import hub.publish
 import training.evaluate
 import training.retrain
 import training.search
+from hub.card import write_card
+from hub.pack import pack
 from searchseg.genotype import Genotype
 from searchseg.pretrained import PretrainedError, from_pretrained
 from training.files import read_lines
@@ -101,8 +104,6 @@ def _loads(folder: Path) -> bool:
 
 
 def _pack(net: Path, found: Path, model: Path) -> int:
-    from hub.pack import pack
-
     growing = model.with_name(model.name + ".partial")
     shutil.rmtree(growing, ignore_errors=True)
     pack(net, growing, search=found, half=True)
@@ -111,8 +112,6 @@ def _pack(net: Path, found: Path, model: Path) -> int:
 
 
 def _describe(model: Path) -> int:
-    from hub.card import write_card
-
     write_card(model, model.name)
     return 0
 
@@ -145,21 +144,9 @@ def main(argv: list[str] | None = None) -> int:
             again = shlex.join(["python", "-m", "training.run", *(sys.argv[1:] if argv is None else argv)])
             print(f"{name} did not finish; continue with: {again}", file=sys.stderr)
             return status
-    if args.push_to_hub:
-        return _alone(lambda: push(args.out / "model", args.push_to_hub))
-    return 0
-
-
-def push(folder: Path, repo_id: str, genotype_only: bool = False) -> int:
-    """Publish a finished folder; the one call from training to hub."""
-    from hub.publish import PublishError, publish
-
-    try:
-        print(publish(folder, repo_id, genotype_only=genotype_only).url)
-    except (PublishError, PretrainedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if not args.push_to_hub:
+        return 0
+    return _alone(lambda: hub.publish.main([str(args.out / "model"), args.push_to_hub, "--yes"]))
 
 
 if __name__ == "__main__":

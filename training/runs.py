@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator, DataLoaderConfiguration
 
+from hub.publish import PublishError, publish
 from searchseg.genotype import GenotypeError
 from searchseg.pretrained import PretrainedError
 from searchseg.task import TaskError
@@ -23,7 +24,9 @@ from training.presets import PRESETS
 SETTINGS = "settings.json"
 
 
-def add_run_options(parser: argparse.ArgumentParser, seeds: str, precisions: tuple[str, ...]) -> None:
+def add_run_options(
+    parser: argparse.ArgumentParser, seeds: str, precisions: tuple[str, ...], push: bool = True
+) -> None:
     """Options of every command that fills a run folder; `seeds` says what --seed decides."""
     group = parser.add_argument_group("run")
     group.add_argument("--preset", choices=tuple(PRESETS), default="lite", help="how large")
@@ -35,6 +38,10 @@ def add_run_options(parser: argparse.ArgumentParser, seeds: str, precisions: tup
     )
     group.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
     group.add_argument("--mixed-precision", choices=precisions, default="no", help="pays on a GPU")
+    if push:
+        group.add_argument(
+            "--push-to-hub", metavar="USER/NAME", help="publish what the run leaves in the end"
+        )
     group.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
 
 
@@ -83,6 +90,10 @@ def perform(
         run(
             args, accelerator, shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
         )
+    except PublishError as error:
+        again = f"the run is whole; publish it with: python -m {module} --resume {args.out}"
+        accelerator.print(f"error: {error}\n{again}", file=sys.stderr)
+        return 1
     except (TaskError, GenotypeError, PretrainedError, FileNotFoundError) as error:
         accelerator.print(f"error: {error}", file=sys.stderr)
         return 1
@@ -94,6 +105,16 @@ def perform(
     finally:
         accelerator.end_training()
     return 0
+
+
+def push(args: argparse.Namespace, accelerator: Accelerator, genotype_only: bool = False) -> None:
+    """Publish the run folder under --push-to-hub, if given: the one call from training to hub.
+
+    Raises PublishError; the run itself is whole then, and the message says how to try again.
+    """
+    if not args.push_to_hub or not accelerator.is_main_process:
+        return
+    accelerator.print(publish(args.out, args.push_to_hub, genotype_only=genotype_only).url)
 
 
 def record_settings(args: argparse.Namespace, accelerator: Accelerator, command: str, **details: Any) -> None:

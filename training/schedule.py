@@ -6,8 +6,8 @@ import math
 
 
 def cosine(step: int, total: int, warmup: float = 0.0) -> float:
-    """Factor on the learning rate: linear rise over the share `warmup` of `total` steps, then half a cosine
-    to 0."""
+    """Factor on the learning rate: linear rise over the share `warmup` of `total` steps, then half a
+    cosine to 0."""
     rising = int(warmup * total)
     if step < rising:
         return (step + 1) / (rising + 1)

@@ -20,8 +20,8 @@ from training.supernet import Batch, Result, Supernet
 class RandomShared(Supernet):
     """Random search with weight sharing (Li & Talwalkar, arXiv 1902.07638).
 
-    Every step trains the weights of one architecture drawn at random; in the end the best of `samples` random
-    ones, scored with these weights on held-out images, is the result.
+    Every step trains the weights of one architecture drawn at random; in the end the best of `samples`
+    random ones, scored with these weights on held-out images, is the result.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class ByController(RandomShared):
     """An RNN writes the architectures and learns by policy gradient which earn more (NASNet, arXiv
     1707.07012).
 
-    The weights are shared, as in ENAS (arXiv 1802.03268): training every candidate by itself, as NASNet does,
-    would take a thousand times as long. The reward is the mIoU on a held-out batch.
+    The weights are shared, as in ENAS (arXiv 1802.03268): training every candidate by itself, as NASNet
+    does, would take a thousand times as long. The reward is the mIoU on a held-out batch.
     """
 
     def __init__(

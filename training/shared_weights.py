@@ -14,7 +14,8 @@ def best_of(
     """Score every candidate; return the best one (of equals the first), its score, and all scores in order.
 
     The last step of random search with weight sharing (Li & Talwalkar 2019, arXiv 1902.07638) and of ENAS
-    (Pham et al. 2018, arXiv 1802.03268). Raises ValueError without candidates or when a score is not finite.
+    (Pham et al. 2018, arXiv 1802.03268). Raises ValueError without candidates or when a score is not
+    finite.
     """
     candidates = list(genotypes)
     scores = [float(score(genotype)) for genotype in candidates]

@@ -27,10 +27,12 @@ def unrolled_gradient(
 
     That is one step of SGD at learning rate `xi`, with the present `velocities` v (None: zero). The
     product of the mixed second derivative with dL_val/dw' is a central difference (eq. 8) with the step
-    0.01 /
-    |dL_val/dw'| of the paper, so no second derivative is ever taken. `average` takes the mean over
-    processes. Weights
-    are as before when it returns; with xi = 0 the result is the first-order gradient.
+    0.01 / |dL_val/dw'| of the paper, so no second derivative is ever taken. `average` takes the mean over
+    processes. Weights are as before when it returns; with xi = 0 the result is the first-order gradient.
+
+    A network of ReLUs has no second derivative at its kinks, and a step of 0.01 crosses many of them: on
+    smooth networks the result is exact to 1e-4, on the supernets of our presets the correction is mostly
+    noise (at lite its error is 7 times its length, which is 4 % of the direct gradient).
     """
     if xi == 0:
         return average(torch.autograd.grad(held_out_loss(), alphas))
