@@ -7,8 +7,9 @@ BIN := .venv/bin
 app: .venv/app.installed
 	$(BIN)/python app.py
 
+# a file stays with one process, so that what it builds once is built once
 test: .venv/dev.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev.installed
 	$(BIN)/ruff format --check .
