@@ -338,11 +338,6 @@ def test_resuming_takes_one_more_searched_genotype(again, trained, tmp_path):
     assert "| other |" in (again / "compare.md").read_text()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="settings.json keeps the options of the start alone (compare.main)",
-)
 def test_a_genotype_taken_in_later_stays(again, tmp_path):
     other = write_genotype(tmp_path / "other" / "genotype.json", 501)
     assert main(["--resume", str(again), "--searched", str(other)]) == 0
@@ -350,11 +345,6 @@ def test_a_genotype_taken_in_later_stays(again, tmp_path):
     assert "other" in [record["name"] for record in read(again)["trainings"]]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="summary groups by name, and the name is that of the folder alone",
-)
 def test_two_genotypes_of_one_folder_are_two_lines_of_the_table(tmp_path):
     searched = [write_genotype(tmp_path / "genotypes" / f"{seed}.json", seed) for seed in (1, 2)]
     found = candidates(searched, 0, None, 0, TINY, pet())

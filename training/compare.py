@@ -38,7 +38,7 @@ from training.options import Manual, add_data_options, data_of, dataset_name, ma
 from training.presets import PRESETS, RECIPES, RetrainSettings
 from training.retrain import read_genotype, retrain, searchnet
 from training.rows import CheckedRows, hold_out, load_rows
-from training.runs import add_run_options, parse, perform, record_settings
+from training.runs import SETTINGS, add_run_options, parse, perform, record_settings
 from training.sampling import draw_genotypes
 
 RESULT = "result.json"
@@ -129,27 +129,25 @@ def summary(records: list[dict[str, Any]], measure: str = "miou") -> list[dict[s
 
     `improvement` is 100 * (searched - random) / random, in percent of the random genotypes' mean.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
     for record in records:
-        groups.setdefault(record["name"], []).append(record)
+        groups.setdefault((record["kind"], record["genotype"]), []).append(record)
     drawn = [record for record in records if record["kind"] == "random"]
     if drawn:
-        groups["random, all"] = drawn
+        groups["all", None] = drawn
     base = statistics.fmean(r[measure] for r in drawn) if drawn else None
     rows = []
-    for name, group in groups.items():
+    for (kind, genotype), group in groups.items():
         values = [record[measure] for record in group]
         mean = statistics.fmean(values)
         rows.append(
             {
-                "name": name,
-                "genotype": group[0]["genotype"] if name != "random, all" else None,
+                "name": "random, all" if kind == "all" else group[0]["name"],
+                "genotype": genotype,
                 "trainings": len(values),
                 "mean": mean,
                 "deviation": statistics.stdev(values) if len(values) > 1 else None,
-                "improvement": 100 * (mean - base) / base
-                if base and group[0]["kind"] == "searched"
-                else None,
+                "improvement": 100 * (mean - base) / base if base and kind == "searched" else None,
                 "parameters": round(statistics.fmean(r["parameters"] for r in group)),
                 "macs": round(statistics.fmean(r["macs"] for r in group)),
             }
@@ -162,7 +160,7 @@ def markdown(records: list[dict[str, Any]], protocol: dict[str, Any]) -> str:
     tested = all("test_miou" in record for record in records)
     head = ["genotype", "id", "trainings", "mIoU", "deviation", "against random", "parameters", "MACs"]
     lines = ["| " + " | ".join(head + ["test mIoU"] * tested) + " |", "|---" * (len(head) + tested) + "|"]
-    test = {row["name"]: row for row in summary(records, "test_miou")} if tested else {}
+    test = {(r["name"], r["genotype"]): r for r in summary(records, "test_miou")} if tested else {}
     for row in sorted(summary(records), key=lambda row: -row["mean"]):
         cells = [
             row["name"], f"`{row['genotype']}`" if row["genotype"] else "", str(row["trainings"]),
@@ -170,7 +168,7 @@ def markdown(records: list[dict[str, Any]], protocol: dict[str, Any]) -> str:
             f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e9:.2f} G",
         ]  # fmt: skip
         if tested:
-            cells.append(f"{test[row['name']]['mean']:.4f}")
+            cells.append(f"{test[row['name'], row['genotype']]['mean']:.4f}")
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Protocol: " + ", ".join(f"{key} {value}" for key, value in protocol.items()) + "."]
     return "\n".join(lines) + "\n"
@@ -181,7 +179,7 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
 
 
 def _name(path: Path) -> str:
-    return path.parent.name or path.stem
+    return path.parent.name if path.name == "genotype.json" and path.parent.name else path.stem
 
 
 def parser() -> argparse.ArgumentParser:
@@ -226,11 +224,16 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     entries = candidates(searched, args.random, args.within, args.seed, settings, task)
     rows = load_rows(data, args.split, revision, task)
     test = load_rows(data, args.test, revision, task) if args.test else None
+    if args.resume and accelerator.is_main_process:  # so that the next --resume knows them too
+        record = json.loads((args.out / SETTINGS).read_text())
+        record["options"] |= {"searched": args.searched, "test": args.test}
+        write_atomically(args.out / SETTINGS, json.dumps(record, indent=2) + "\n")
     record_settings(args, accelerator, command, settings=dataclasses.asdict(settings))
+    within = "no limit" if args.within is None else args.within
     protocol = {
         "data": dataset_name(data), "split": args.split, "rows": len(rows), "held out": args.hold_out,
         "preset": args.preset, "recipe": args.recipe, "epochs": settings.epochs, "size": settings.size,
-        "retraining seeds": args.seeds, "rule": task.note, "random within": args.within or "no limit",
+        "retraining seeds": args.seeds, "rule": task.note, "random within": within,
         "processes": accelerator.num_processes, "machine": machine()["device"],
         "torch": machine()["torch"],
     }  # fmt: skip

@@ -182,6 +182,8 @@ def search(
         }
         genotype = Genotype.from_json(json.dumps({**earlier, "search": stated}))
     else:
+        for sampler in samplers:  # a resumed run that only finishes has not set it
+            sampler.epoch = len(history) - 1
         scoring = accelerator.prepare(batches_of(alpha_half, "none"))
         genotype = run.finish(stated, _first(scoring), _first(weight_loader))
     genotype = _with_costs(genotype, shape, shape_size, budget, costs, device)
@@ -327,9 +329,10 @@ def draw(
     """--method random: write --samples genotypes to genotypes/, the first one also as genotype.json."""
     shape, _ = _derived(settings, final, num_classes)
     costs, near = count_parameters(shape), None
+    tolerance = 0.15 if args.within is None else args.within
     if args.params:
         try:
-            near = (costs.total, parse_budget(args.params, "params"), args.within or 0.15)
+            near = (costs.total, parse_budget(args.params, "params"), tolerance)
         except ValueError as error:
             raise TaskError(str(error)) from error
     found = draw_genotypes(settings.nodes, args.samples, args.seed, near)

@@ -58,8 +58,14 @@ def method_of(args: argparse.Namespace) -> SearchMethod:
     plain = dataclasses.replace(SearchMethod(args.method), samples=args.samples)
     if args.method != "darts" and method != plain:
         raise TaskError(f"--method {args.method} takes --samples alone; the other options belong to darts")
+    if args.method != "random" and (args.params is not None or args.within is not None):
+        raise TaskError("--params and --within belong to --method random; a search takes --max-params")
     if args.partial < 1 or args.samples < 1:
         raise TaskError(f"--partial and --samples must be 1 or more, got {args.partial}, {args.samples}")
+    if min(args.max_skips or 0, args.monitor_every) < 0:
+        raise TaskError(
+            f"--max-skips and --monitor-every cannot be negative, got {args.max_skips}, {args.monitor_every}"
+        )
     return method
 
 
