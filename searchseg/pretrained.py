@@ -7,6 +7,7 @@ any tensor is loaded, and every fault is one PretrainedError.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -163,6 +164,18 @@ def _load(folder: Path, fetch: Callable[[str, int], None]) -> nn.Module:
     model.to_empty(device="cpu")
     model.load_state_dict(tensors, strict=True)
     return model.eval()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Twelve hex digits of the sha256 of config, genotype and weights: one network has one, whether it came
+    from a folder or from the Hub, and any other network another one."""
+    genotype, digest = getattr(model, "genotype", None), hashlib.sha256()
+    digest.update(model.config.to_json().encode())  # type: ignore[union-attr, operator]
+    digest.update(genotype.id.encode() if isinstance(genotype, Genotype) else b"")
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def arguments_of(model: nn.Module) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from searchseg.config import ModelConfig
 from searchseg.images import read_image
-from searchseg.pretrained import from_pretrained
+from searchseg.pretrained import fingerprint, from_pretrained
 
 BAND_VALUES = 4_000_000  # class scores held at full width at a time; bounds memory for large photos
 
@@ -113,17 +113,28 @@ class Segmenter:
         """The commit of the Hub repository that the network came from; None for a folder."""
         return getattr(self.model, "commit", None)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What tells this network from every other, see `searchseg.pretrained.fingerprint`."""
+        return fingerprint(self.model)
+
     @torch.inference_mode()
     def __call__(self, image: Image.Image | str | os.PathLike[str] | bytes | np.ndarray) -> Segmentation:
         """Segment a PIL image, path, bytes or (H, W, 3) uint8 array; ImageError when it is not a usable
         picture."""
         picture = read_image(image)
         began = time.perf_counter()
-        batch = self.config.tensor(picture)[None].to(self.device, memory_format=torch.channels_last)
-        scores = self.model(batch)[0].float()
-        mask = class_ids(scores, picture.height, picture.width)
+        (mask,) = self.masks([picture])
         seconds = time.perf_counter() - began
         return Segmentation(picture, mask, self.config.classes, self.config.colors, seconds)
+
+    @torch.inference_mode()
+    def masks(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+        """(H, W) uint8 class ids of upright RGB pictures of any sizes, which go through the network as one
+        batch."""
+        batch = torch.stack([self.config.tensor(picture) for picture in pictures])
+        scores = self.model(batch.to(self.device, memory_format=torch.channels_last)).float()
+        return [class_ids(s, p.height, p.width) for s, p in zip(scores, pictures, strict=True)]
 
 
 def class_ids(scores: Tensor, height: int, width: int) -> np.ndarray:

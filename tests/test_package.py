@@ -11,7 +11,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "hub" / "models" / "searchnet-pet-lite"
 # what `pip install .` does not bring
-ABSENT = ("gradio", "datasets", "accelerate", "timm", "torchvision", "torchmetrics", "matplotlib", "tqdm")
+ABSENT = ("gradio", "datasets", "accelerate", "timm", "torchvision", "torchmetrics", "matplotlib")
 SCRIPT = f"""
 import sys
 
@@ -26,6 +26,10 @@ import searchseg
 segmenter = searchseg.Segmenter.from_pretrained({str(SHIPPED)!r})
 result = segmenter("picture.png")
 print(searchseg.__file__, result.mask.shape, sorted(result.shares))
+
+from searchseg import segment
+
+print("status", segment.main(["picture.png", "--model", {str(SHIPPED)!r}, "--out", "masks"]))
 """
 
 
@@ -60,3 +64,4 @@ def test_it_segments_where_nothing_else_is_installed(wheel, tmp_path):
         check=True,
     )
     assert str(installed) in answer.stdout and "(30, 40) ['background', 'pet']" in answer.stdout
+    assert "status 0" in answer.stdout and (tmp_path / "masks" / "picture.png.mask.png").is_file()
