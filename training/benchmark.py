@@ -3,9 +3,10 @@
   python -m training.benchmark segment    a photo of 1024x768 to its mask through Segmenter
   python -m training.benchmark search     one search step (alpha step + weight step) against a plain reference
   python -m training.benchmark retrain    one retraining step of a SEARCH-Net and of the UNet
+  python -m training.benchmark page       the page under load, over HTTP (training/load.py)
 
-Each prints medians with their spread, parameters, MACs and peak memory of the process. The networks of a
-table are timed in turns, so that a busy moment of the machine hits all of them.
+Each of the first three prints medians with their spread, parameters, MACs and peak memory of the process;
+the networks of a table are timed in turns, so that a busy moment of the machine hits all of them.
 """
 
 from __future__ import annotations
@@ -188,11 +189,32 @@ def _batch(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     return images.to(device), masks.to(device)
 
 
+def page(args: argparse.Namespace) -> int:
+    """The page under 0.5, 0.9 and 2 times its capacity; exit code 1 if a request is lost or wrong."""
+    from training import load  # needs httpx, which comes with gradio
+
+    return load.benchmark_page(args)
+
+
+def add_page_options(parser: argparse.ArgumentParser) -> None:
+    """What `page` needs; `--url` takes a page that runs already instead of starting app.py."""
+    parser.add_argument("--requests", type=int, default=9999, help="requests, a third at each load")
+    parser.add_argument("--turns", type=int, default=40, help="requests one by one, for the service time")
+    parser.add_argument("--model", default="searchnet-pet-lite", help="name of the network on the page")
+    parser.add_argument("--width", type=int, default=256, help="of the pictures, pixels")
+    parser.add_argument("--height", type=int, default=192, help="of the pictures, pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures and the arrivals")
+    parser.add_argument("--deadline", type=float, default=120, help="seconds until a request counts as lost")
+    parser.add_argument("--url", help="address of a started page, such as http://127.0.0.1:7860")
+    parser.add_argument("--pid", type=int, help="process of the page at --url, for its memory")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m training.benchmark", description=__doc__, formatter_class=Manual
     )
-    commands = parser.add_subparsers(required=True, metavar="segment|search|retrain")
+    commands = parser.add_subparsers(required=True, metavar="segment|search|retrain|page")
     for call in (segment, search, retrain):
         sub = commands.add_parser(call.__name__, help=call.__doc__, formatter_class=Manual)
         sub.add_argument("--runs", type=int, default=20 if call is segment else 5, help="timed calls of each")
@@ -206,9 +228,11 @@ def main(argv: list[str] | None = None) -> int:
         if call is search:
             sub.add_argument("--only", help=argparse.SUPPRESS)
         sub.set_defaults(call=call)
+    sub = commands.add_parser("page", help=page.__doc__, formatter_class=Manual)
+    add_page_options(sub)
+    sub.set_defaults(call=page)
     args = parser.parse_args(argv)
-    args.call(args)
-    return 0
+    return args.call(args) or 0
 
 
 if __name__ == "__main__":
