@@ -19,7 +19,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 
 from searchseg import task
-from training import prepare
+from training import dataset_folder, prepare
 from training.classic_folders import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,7 +167,7 @@ def test_the_task_of_that_name_reads_the_same_classes(name):
 
 
 def test_several_row_groups_lose_no_row(camvid, out, monkeypatch):
-    monkeypatch.setattr(prepare, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(dataset_folder, "ROWS_PER_GROUP", 2)
     assert prepare.main(["camvid", str(camvid), str(out)]) == 0
     file = pq.ParquetFile(out / "data" / "train-00000-of-00001.parquet")
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [2, 1]

@@ -15,7 +15,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace `path` by `content` in one step: a reader, or a killed run, sees the old file or the new
     one."""
     data = content.encode() if isinstance(content, str) else content
-    _replace(path, lambda file: file.write(data))
+    replace_whole(path, lambda file: file.write(data))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save tensors and plain values; atomic, in the same folder."""
-    _replace(path, lambda file: torch.save(state, file))
+    replace_whole(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
@@ -38,9 +38,9 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
-def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write beside `path`, flush to the disk, rename, and flush the folder: a crash at any point loses
-    nothing."""
+def replace_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let `write` fill a file beside `path`, flush it to the disk, rename, and flush the folder: a crash at
+    any point loses nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     with open(temporary, "wb") as file:

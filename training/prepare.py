@@ -5,23 +5,19 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from huggingface_hub import DatasetCardData, HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import DatasetCardData
+from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
 from training.classic_folders import LAYOUTS, Layout, LayoutError, Row, RowError, read_row
+from training.dataset_folder import OutputError, hub_id, push, table, write_parquet
 
-ROWS_PER_GROUP = 100  # held in memory at once, and read at once for one row: Pet 11 MB, CamVid 30 MB
 PROBLEMS_SHOWN = 20
 
 HELP = """\
@@ -147,10 +143,6 @@ ABOUT = {
 }
 
 
-class OutputError(ValueError):
-    """OUT, or the repository on the Hub, must not be written to."""
-
-
 class BrokenRows(ValueError):
     """Rows that cannot be used; the message shows the first problems, one a line."""
 
@@ -224,7 +216,7 @@ def _write_splits(folder: Path, splits: Mapping[str, list[Row]], layout: Layout)
         for split, rows in splits.items():
             progress.set_description(split)
             good = _good_rows(rows, layout, problems, progress)
-            write_parquet(folder / f"{split}-00000-of-00001.parquet", good, layout)
+            write_parquet(folder / f"{split}-00000-of-00001.parquet", good, layout.features.arrow_schema)
     return problems
 
 
@@ -237,20 +229,6 @@ def _good_rows(
         except RowError as problem:
             problems.append(str(problem))
         progress.update()
-
-
-def write_parquet(path: Path, rows: Iterator[dict[str, object]], layout: Layout) -> None:
-    """Write rows as `datasets` does, a group at a time and with a checksum per page.
-
-    Not with Dataset.from_generator: it keeps a second copy in the user's cache, returns that copy when
-    the folder's content has changed, and drops an image's bytes when the current folder has a file of its
-    name.
-    """
-    schema = layout.features.arrow_schema
-    options = {"compression": "none", "use_dictionary": False}  # JPEG and PNG do not get smaller
-    with pq.ParquetWriter(path, schema, write_page_checksum=True, write_page_index=True, **options) as writer:
-        while group := list(islice(rows, ROWS_PER_GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
 
 
 def dataset_card(name: str, counts: Mapping[str, int], place: str) -> str:
@@ -267,38 +245,14 @@ def dataset_card(name: str, counts: Mapping[str, int], place: str) -> str:
         title=about.title,
         text=about.text,
         source=about.source,
-        splits=_table((split, rows, layout.official_rows[split]) for split, rows in counts.items()),
-        columns=_table((f"`{column}`", what) for column, what in about.columns.items()),
-        classes=_table(layout.classes.items()),
+        splits=table((split, rows, layout.official_rows[split]) for split, rows in counts.items()),
+        columns=table((f"`{column}`", what) for column, what in about.columns.items()),
+        classes=table(layout.classes.items()),
         mask_column=layout.mask_column,
         name=name,
         place=place,
     )
     return f"---\n{front.to_yaml()}\n---\n{body}"
-
-
-def _table(rows: Iterable[Iterable[object]]) -> str:
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
-
-
-def push(out: Path, repo_id: str, private: bool) -> str:
-    """Upload a finished folder; the repository's address. Raises OutputError, OSError and HTTPError."""
-    hub = HfApi()
-    repo = hub.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
-    if private and not hub.dataset_info(repo.repo_id).private:  # exist_ok leaves a public repository public
-        raise OutputError(f"{repo} is public: make it private in its settings, or name another one")
-    hub.upload_folder(
-        repo_id=repo.repo_id, repo_type="dataset", folder_path=out, commit_message="Add the dataset"
-    )
-    return str(repo)
-
-
-def _repo_id(text: str) -> str:
-    try:
-        validate_repo_id(text)
-    except HFValidationError as error:
-        raise argparse.ArgumentTypeError(f"{error} Wanted is NAME or OWNER/NAME.") from error
-    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -314,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; new, or empty")
     parser.add_argument(
-        "--push-to-hub", type=_repo_id, metavar="ID", help="also upload OUT as the dataset OWNER/NAME"
+        "--push-to-hub", type=hub_id, metavar="ID", help="also upload OUT as the dataset OWNER/NAME"
     )
     parser.add_argument("--private", action="store_true", help="keep the uploaded dataset private")
     return parser
