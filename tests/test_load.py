@@ -7,6 +7,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +20,7 @@ import torch
 from test_page import draw_photo, save_model
 
 import app
-from searchseg import UNet
+from searchseg import Segmenter, UNet
 from training.benchmark import main
 from training.client import Client, is_sentence
 from training.load import Server, drive
@@ -114,8 +115,22 @@ def test_the_command_prints_a_table(
     (load,) = figures["loads"]
     assert load["sent"] == 20 and load["lost"] == load["wrong"] == 0 and load["told"] == 1
     assert load["answered"] + load["left"] + load["refused"] == 19
-    assert 0 < figures["overhead_seconds"] < figures["service_seconds"] < 5
+    assert 0 < figures["overhead_seconds"] < 5 and 0 < figures["service_seconds"] < 5
     assert figures["memory_mb"] is None and figures["files_per_1000"] is None  # of a page that is not ours
+
+
+def test_time_inside_the_function_is_no_overhead(page: str, monkeypatch: pytest.MonkeyPatch):
+    segment = Segmenter.__call__
+    monkeypatch.setattr(Segmenter, "__call__", lambda *arguments: (time.sleep(1), segment(*arguments))[1])
+
+    async def run() -> tuple[float, float]:
+        async with httpx.AsyncClient(base_url=page, timeout=30) as http:
+            client = Client(http, "tiny", Pictures(64, 48, 0))
+            _, whole = await client.visit(Visit(1, 0, "own", None))
+            return await client.overhead(Visit(2, 0, "own", None)), whole
+
+    overhead, whole = asyncio.run(run())
+    assert 0 < overhead < 1 < whole
 
 
 def test_a_server_knows_its_memory_and_its_files(tmp_path: Path):
