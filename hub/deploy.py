@@ -25,7 +25,7 @@ from searchseg.pretrained import PretrainedError
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("app.py", "requirements.txt", "LICENSE")
-PACKAGES = ("searchseg", "hub")
+PACKAGES = ("searchseg", "hub", "page")
 MODEL_FILES = ("config.json", "genotype.json", "model.safetensors", "metrics.json", "README.md")
 
 

@@ -38,6 +38,44 @@ def macs(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True)
+class PartCost:
+    """What a part of a network costs for one picture, and the (C, H, W) that it gives."""
+
+    parameters: int
+    macs: int
+    shape: tuple[int, int, int]
+
+
+def part_costs(
+    network: nn.Module, parts: Mapping[str, nn.Module], size: tuple[int, int]
+) -> dict[str, PartCost]:
+    """Costs of the modules `parts` of `network` for one picture of `size` (H, W), in the order they run.
+
+    A module that runs more than once counts every time.
+    """
+    ghost = copy.deepcopy(network).to("meta").eval()
+    names = {id(module): name for name, module in network.named_modules()}
+    spent, shapes = dict.fromkeys(parts, 0), {}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+
+        def before(part: str) -> None:
+            spent[part] -= counter.get_total_flops()
+
+        def after(part: str, output: Tensor) -> None:
+            spent[part] += counter.get_total_flops()
+            shapes[part] = tuple(output.shape[1:])
+
+        for part, module in parts.items():
+            twin = ghost.get_submodule(names[id(module)])
+            twin.register_forward_pre_hook(lambda _, __, part=part: before(part))
+            twin.register_forward_hook(lambda _, __, output, part=part: after(part, output))
+        ghost(torch.empty((1, 3, *size), device="meta"))
+    return {
+        part: PartCost(parameters(parts[part]), spent[part] // 2, shape) for part, shape in shapes.items()
+    }
+
+
+@dataclass(frozen=True)
 class OperationCosts:
     """What an operation costs in a cell of a U, and what stem, links, cell inputs, merges and head cost
     (`fixed`).

@@ -46,7 +46,7 @@ def test_the_tree_starts_in_an_empty_directory_and_segments(tmp_path):
     space = tmp_path / "space"
     assert main(["me/pets", "--model", str(SHIPPED), "--dry-run", str(space)]) == 0
     assert {path.name for path in space.iterdir()} == {
-        "app.py", "requirements.txt", "LICENSE", "README.md", "searchseg", "hub",
+        "app.py", "requirements.txt", "LICENSE", "README.md", "searchseg", "hub", "page",
     }  # fmt: skip
     assert [path.name for path in (space / "hub" / "models").iterdir()] == [SHIPPED.name]
     with socket.socket() as free:

@@ -16,6 +16,10 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import app
+from page import segment
+from page.shelf import Shelf
+from page.uploads import NO_FILE
+from page.views import view
 from searchseg import (
     Edge,
     Genotype,
@@ -29,9 +33,10 @@ from searchseg import (
     read_image,
     save_pretrained,
 )
+from searchseg.cost import macs
 from searchseg.genotype import CELL_NAMES
 
-CLASSES, COLORS = ("background", "cat & <dog>"), ("#303030", "#e69f00")
+CLASSES, COLORS = ("background", "cat & <dog> ${7*7} {{7*7}}"), ("#303030", "#e69f00")
 EDGES = (Edge(0, 2, "sepconv_3x3"), Edge(1, 2, "skip"), Edge(0, 3, "mbconv_3x3"), Edge(2, 3, "dilconv_3x3"))
 GENOTYPE = Genotype(2, dict.fromkeys(CELL_NAMES, EDGES))
 U = {"widths": [4, 8, 16, 32], "nodes": 2, "stem_stride": 2, "num_classes": 2}
@@ -83,7 +88,7 @@ def page(folder: Path) -> Iterator[str]:
     """Address of a running page."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        demo = app.build_demo(folder)
+        demo = app.build_demo(folder, folder / "runs")
         _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
         yield url
         demo.close()
@@ -121,7 +126,7 @@ def test_results_are_the_segmenters(client: Client, folder: Path, name: str) -> 
 def test_opacity_and_size_of_the_overlay(
     client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "DISPLAYED_SIDE", 60)
+    monkeypatch.setattr(segment, "DISPLAYED_SIDE", 60)
     overlay, *_ = client.predict(handle_file(folder / "photo.jpg"), "unet-tiny", 0, api_name="/segment")
     small = expected(folder, "unet-tiny").image
     small.thumbnail((60, 60))
@@ -150,7 +155,7 @@ def test_nothing_is_no_picture(client: Client) -> None:
 @pytest.mark.parametrize("name", ["other", "../unet-tiny", "nonsense", None, ["unet-tiny"]])
 def test_unknown_model_is_refused(client: Client, folder: Path, name: object) -> None:
     for refused in (name, str(folder / "unet-tiny")):
-        with pytest.raises(AppError, match=r"no such model|not in the list of choices"):
+        with pytest.raises(AppError, match=r"no such model"):
             client.predict(handle_file(folder / "photo.jpg"), refused, api_name="/segment")
 
 
@@ -175,7 +180,7 @@ def test_only_uploads_are_read(page: str, folder: Path, source: str, meta: dict)
     assert answer.startswith("event: error")
     assert str(folder) not in answer
     if (source, bool(meta)) != ("path", True):  # there gradio refuses first, without a word
-        assert app.NO_FILE in answer
+        assert NO_FILE in answer
 
 
 def test_server_keeps_its_files_and_its_bounds(page: str, folder: Path) -> None:
@@ -188,7 +193,8 @@ def test_server_keeps_its_files_and_its_bounds(page: str, folder: Path) -> None:
 
 def test_api_page_lists_one_endpoint(client: Client) -> None:
     api = client.view_api(return_format="dict", print_info=False)
-    assert list(api["named_endpoints"]) == ["/segment"] and not api["unnamed_endpoints"]
+    assert sorted(api["named_endpoints"]) == ["/architecture", "/compare", "/segment"]
+    assert not api["unnamed_endpoints"]
     endpoint = api["named_endpoints"]["/segment"]
     assert endpoint["description"].startswith("Find the class of every pixel")
     assert [p["parameter_name"] for p in endpoint["parameters"]] == ["picture", "model", "opacity"]
@@ -196,22 +202,57 @@ def test_api_page_lists_one_endpoint(client: Client) -> None:
 
 
 def test_models_are_listed_best_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    models = app.read_models(folder)
-    assert [model.folder.name for model in models] == ["unet-tiny", "searchnet-tiny", "unet-damaged"]
+    models = Shelf(folder).models
+    assert [model.name for model in models] == ["unet-tiny", "searchnet-tiny", "unet-damaged"]
     assert "nonsense is left out: config.json" in capsys.readouterr().out
     assert models[0].label == "UNet, tiny – 0.0 M parameters, mIoU 0.75"
     (folder / "unet-damaged" / "metrics.json").write_text("[]")
-    assert app.read_models(folder)[-1].label == "UNet, damaged – 0.0 M parameters"
+    assert Shelf(folder).models[-1].label == "UNet, damaged – 0.0 M parameters"
 
 
-def test_description_and_legend_escape_names(folder: Path) -> None:
-    searched = app.read_models(folder)[1]
-    assert "cat &amp; &lt;dog&gt;" in searched.describe() and GENOTYPE.id in searched.describe()
-    legend, _ = app.show_report(json.loads(expected(folder, "unet-tiny").to_json()))
-    assert "cat &amp; &lt;dog&gt;" in legend and "120 × 90 pixels" in legend
-    assert GENOTYPE.id in searched.draw() and "Cell C3" in searched.draw("C3")
+def test_views_escape_names(folder: Path) -> None:
+    shown = view(expected(folder, "unet-tiny"))
+    assert "<dog>" not in shown and "cat &amp; &lt;dog&gt;" in shown
+    about = segment.SegmentTab(Shelf(folder)).describe("searchnet-tiny")
+    assert "cat &amp; &lt;dog&gt;" in about and "mIoU 0.500" in about
+
+
+def test_compare_names_what_differs(client: Client, folder: Path) -> None:
+    names = ["searchnet-tiny", "unet-tiny"]
+    path, report = client.predict(handle_file(folder / "photo.jpg"), names, api_name="/compare")
+    one, two = (expected(folder, name).mask for name in names)
+    assert (one != two).any(), "two equal masks prove nothing"
+    assert np.array_equal(pixels(path), np.where(one != two, 255, 0))
+    assert report["differing"] == pytest.approx((one != two).mean())
+    assert report["agreement"] == {"searchnet-tiny / unet-tiny": pytest.approx((one == two).mean())}
+    assert [row["model"] for row in report["models"]] == names
+    assert [row["published_miou"] for row in report["models"]] == [0.5, 0.75]
+    for name, network in zip(names, (SearchNet(UShapeConfig(**U), GENOTYPE), UNet([4, 8], 2)), strict=True):
+        row = next(row for row in report["models"] if row["model"] == name)
+        assert row["parameters"] == sum(p.numel() for p in network.parameters())
+        assert row["macs"] == macs(network, (1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("names", [[], ["unet-tiny"], ["unet-tiny", "unet-tiny"], None])
+def test_compare_wants_two_networks(client: Client, folder: Path, names: list[str] | None) -> None:
+    with pytest.raises(AppError, match="two to 6 networks"):
+        client.predict(handle_file(folder / "photo.jpg"), names, api_name="/compare")
+
+
+def test_architecture_adds_up(client: Client) -> None:
+    drawing, found = client.predict("searchnet-tiny", api_name="/architecture")
+    assert drawing.startswith("<svg") and GENOTYPE.id in drawing
+    assert found["genotype"]["cells"]["C1"][0] == {"source": 0, "target": 2, "operation": "sepconv_3x3"}
+    network = SearchNet(UShapeConfig(**U), GENOTYPE)
+    cells = {name: sum(p.numel() for p in cell.parameters()) for name, cell in network.cells().items()}
+    assert {name: part["parameters"] for name, part in found["parts"].items() if name in cells} == cells
+    assert found["parts"]["C4"]["shape"] == [32, 2, 2]  # 32 px, halved by the stem and three times more
+    assert sum(part["macs"] for part in found["parts"].values()) < found["macs"]  # links count besides
+    assert found["parameters"] == sum(p.numel() for p in network.parameters())
+    _, found = client.predict("unet-tiny", api_name="/architecture")
+    assert found["genotype"] is None and len(found["parts"]) > 2
 
 
 def test_page_without_models_says_so(tmp_path: Path) -> None:
-    components = app.build_demo(tmp_path).get_config_file()["components"]
+    components = app.build_demo(tmp_path, tmp_path / "runs").get_config_file()["components"]
     assert any("There is no model to run yet" in str(c["props"].get("value")) for c in components)

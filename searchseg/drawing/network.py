@@ -153,6 +153,7 @@ def extent(boxes: Mapping[str, Box], legend_items: int = len(OPERATION_NAMES) + 
 
 def _block(box: Box, name: str, channels: int | None, size: Size | None, note: str = "") -> str:
     right = box.right - 12
+    cell = {"data_cell": name} if name in CELL_NAMES else {}  # so that a page can open what is clicked
     return group(
         card(box),
         text(box.x + 12, box.y + 28, name, 20, font_weight="bold"),
@@ -162,6 +163,7 @@ def _block(box: Box, name: str, channels: int | None, size: Size | None, note: s
         tooltip=", ".join(
             filter(None, (name, f"{channels} channels" if channels else "", size_text(size), note))
         ),
+        **cell,
     )
 
 
@@ -214,7 +216,8 @@ def _ends(first: Box, last: Box, image_size: Size | None) -> list[str]:
 def _miniature(box: Box, genotype: Genotype, name: str) -> str:
     """The cell's nodes in a row and its edges as arches over them."""
     edges = sorted(genotype.cells[name], key=widest_first)
-    return group(*(arch(box, genotype.nodes, name, edge) for edge in edges), node_dots(box, genotype.nodes))
+    arches = (arch(box, genotype.nodes, name, edge) for edge in edges)
+    return group(*arches, node_dots(box, genotype.nodes), data_cell=name)
 
 
 def widest_first(edge: Edge) -> int:

@@ -1,0 +1,43 @@
+"""Pictures to try: some that the project drew itself, and on request a few rows of the Pet dataset."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from page.uploads import new_folder
+from page.views import quiet, warning
+from searchseg import task as tasks
+
+DRAWN = tuple(sorted((Path(__file__).parent / "pictures").glob("*.jpg")))
+PHOTOS = 8
+CREDIT = "Photos: The Oxford-IIIT Pet Dataset, Parkhi, Vedaldi, Zisserman, Jawahar 2012, CC BY-SA 4.0."
+
+
+def rows_of_dataset() -> tuple[Any, str]:
+    """A few photos of the dataset's test split, and whose they are; a sentence where there is no Hub."""
+    try:
+        return gr.Gallery(value=_photos(), visible=True), quiet(CREDIT)
+    except Exception as error:  # whatever a network, a proxy or a parquet reader may raise: the page goes on
+        print(f"no photos of the dataset: {type(error).__name__}")
+        sentence = "The dataset cannot be reached from here. The drawn pictures work without a network."
+        return gr.Gallery(visible=False), warning(sentence)
+
+
+@functools.lru_cache(maxsize=1)
+def _photos() -> list[str]:
+    """Paths of the photos, streamed once as long as the page runs."""
+    import datasets
+
+    task = tasks.pet()
+    rows = datasets.load_dataset(task.dataset, split="test", revision=task.revision, streaming=True)
+    folder, paths = new_folder(), []
+    for number, row in enumerate(rows.select_columns([task.image_column]).take(PHOTOS)):
+        picture = row[task.image_column].convert("RGB")
+        picture.thumbnail((1024, 1024))
+        picture.save(folder / f"pet-{number}.jpg", quality=90)
+        paths.append(str(folder / f"pet-{number}.jpg"))
+    return paths

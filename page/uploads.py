@@ -1,0 +1,93 @@
+"""What comes in and goes out as files: uploads stay unopened until they are checked, results are PNGs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+NO_PICTURE = "Choose a picture first: upload one, take a photo or paste it."
+NO_FILE = "Send the picture as an uploaded file, not as a web address or a path."
+LONGEST_STEM = 60  # of a name that came with an upload and goes out with its results
+
+
+def refuse(sentence: str) -> gr.Error:
+    """An error that the page shows as it is, and the log not at all."""
+    return gr.Error(escape(sentence, quote=False), print_exception=False)
+
+
+def only_uploads(picture: gr.Image) -> gr.Image:
+    """Make an image input hand over the path of an upload, unopened.
+
+    gradio's own way opens it with every decoder of Pillow, before searchseg.read_image has bounded the work
+    and without a usable message, fetches web addresses of any size, and takes any path sent without "meta".
+    """
+
+    def path_of(upload: ImageData | None) -> str | None:
+        return _uploaded(upload.path) if upload else None
+
+    _move_files_only(picture)
+    picture.preprocess = path_of
+    picture.example_payload = lambda: {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
+    return picture
+
+
+def only_uploaded_files(files: gr.File) -> gr.File:
+    """Make a file input hand over the paths of uploads and of nothing else."""
+    preprocess = files.preprocess
+
+    def paths_of(payload: Any) -> Any:
+        for entry in getattr(payload, "root", [payload] if payload else []):
+            _uploaded(entry.path)
+        return preprocess(payload)
+
+    _move_files_only(files)
+    files.preprocess = paths_of
+    return files
+
+
+def _move_files_only(component: gr.Image | gr.File) -> None:
+    move = component.async_move_resource_to_block_cache
+
+    async def move_file(path: str | Path | None) -> str | None:
+        if str(path).startswith(("http:", "https:")):
+            raise refuse(NO_FILE)
+        return await move(path)
+
+    component.async_move_resource_to_block_cache = move_file
+
+
+def _uploaded(path: str | None) -> str:
+    """The path of an upload; anything else is refused."""
+    uploads = Path(get_upload_folder()).resolve()
+    if not (path and Path(path).resolve().is_relative_to(uploads)):
+        raise refuse(NO_FILE)
+    return path
+
+
+def stem(path: str | None) -> str:
+    """The name of an upload without its ending, for the names of its results."""
+    return Path(path or "picture").stem[:LONGEST_STEM] or "picture"
+
+
+def new_folder() -> Path:
+    """A folder that no other request writes to, where gradio serves files and in time deletes them."""
+    os.makedirs(get_upload_folder(), exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=get_upload_folder()))
+
+
+def save(source: str | None, pictures: Mapping[str, Image.Image]) -> list[str]:
+    """Write PNGs named after the source and after what they show; returns their paths."""
+    folder = new_folder()
+    paths = [str(folder / f"{stem(source)}-{what}.png") for what in pictures]
+    for path, picture in zip(paths, pictures.values(), strict=True):
+        picture.save(path, compress_level=1)  # 2.5 times faster than the default, 12 % larger
+    return paths

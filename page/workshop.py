@@ -1,0 +1,316 @@
+"""The tab that searches a network on a person's data, trains it, and publishes it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas
+
+import searchseg
+from hub.metadata import is_hub_id
+from hub.publish import PublishError, publish
+from page.data import SHAPES, DataError, draw_shapes, unpack
+from page.training_run import Progress, RunError, TrainingRun, fcntl
+from page.uploads import only_uploaded_files, refuse
+from page.views import quiet, table, warning
+from searchseg.drawing import draw_alpha
+
+SHAPES_CHOICE, HUB_CHOICE, ZIP_CHOICE = "Drawn shapes (a first try)", "Hub dataset", "Zip of my own"
+PRESETS = [("smoke: seconds, to see it work", "smoke"), ("lite: small network", "lite"),
+           ("paper: large, wants a GPU", "paper")]  # fmt: skip
+MOST_MINUTES = 60 * 24
+REFRESH_SECONDS = 3
+LOCAL_HOSTS = ("", "127.0.0.1", "localhost", "::1")
+NO_RUN = quiet("No run yet. Choose data and a preset, then start one.")
+WORDS = {
+    "running": "is running", "stopping": "is stopping after its present step", "finished": "is finished",
+    "stopped": "is stopped: continue it whenever you like", "failed": "has failed, its last words are below",
+    "interrupted": "was interrupted: continue it",
+}  # fmt: skip
+_COLUMN = re.compile(r"[^\x00-\x1f]{1,100}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
+
+
+def allowed() -> bool:
+    """Whether this page trains: on this machine's own address, or where SEARCHSEG_ALLOW_TRAINING says so."""
+    said = os.environ.get("SEARCHSEG_ALLOW_TRAINING", "").strip().lower()
+    if fcntl is None or said in ("0", "false", "no", "off"):
+        return False
+    if said in ("1", "true", "yes", "on"):
+        return True
+    return "SPACE_ID" not in os.environ and os.environ.get("GRADIO_SERVER_NAME", "") in LOCAL_HOSTS
+
+
+@dataclass(frozen=True)
+class WorkshopTab:
+    """What happens when something on the tab is used."""
+
+    runs: Path
+
+    def start(
+        self, name: str, source: str, dataset: str, revision: str, task: str, columns: str, classes: str,
+        ignored: float | None, archive: str | None, preset: str, minutes: float,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Prepare the data, begin the run, and show it."""
+        name = (name or "").strip()
+        run = self.run(name)
+        if (run.folder / "page.json").exists():
+            raise refuse("There is a run of this name already: choose another.")
+        if preset not in [value for _, value in PRESETS] or not 0 < (minutes or 0) <= MOST_MINUTES:
+            raise refuse(f"Choose a preset, and minutes from 1 to {MOST_MINUTES}.")
+        data = run.folder / "data"
+        shutil.rmtree(data, ignore_errors=True)
+        try:
+            if source == SHAPES_CHOICE:
+                draw_shapes(data)
+                options = _custom(str(data), "image", "mask", ",".join(SHAPES), None)
+            elif source == ZIP_CHOICE:
+                options = self._zip(archive, data, classes, ignored)
+            else:
+                options = _hub_options(dataset, revision, task, columns, classes, ignored)
+            options += ["--preset", preset, "--minutes", f"{minutes:g}"]
+            TrainingRun.create(self.runs, name, options).start()
+        except (DataError, RunError) as error:
+            raise refuse(str(error)) from error
+        return self.show(name)
+
+    def run(self, name: str) -> TrainingRun:
+        """The run of a name that came from outside."""
+        try:
+            return TrainingRun(self.runs, name)
+        except RunError as error:
+            raise refuse(str(error)) from error
+
+    def names(self) -> list[str]:
+        """Every run, the newest first."""
+        return [run.name for run in TrainingRun.all(self.runs)]
+
+    def stop(self, name: str) -> tuple[Any, ...]:
+        """Stop the run; it can be continued."""
+        self._known(name).stop()
+        return self.show(name)
+
+    def proceed(self, name: str) -> tuple[Any, ...]:
+        """Continue a stopped, failed or interrupted run."""
+        run = self._known(name)
+        if run.state in ("running", "stopping", "finished"):
+            raise refuse(f"The run {WORDS[run.state]}.")
+        try:
+            run.start()
+        except RunError as error:
+            raise refuse(str(error)) from error
+        return self.show(name)
+
+    def show(self, name: str | None) -> tuple[Any, ...]:
+        """Chooser, timer, words, both plots, genotype, alphas and log of a run, and what can be pressed."""
+        names = self.names()
+        if name not in names:
+            name = names[0] if names else None
+        chooser = gr.Dropdown(choices=names, value=name)
+        if name is None:
+            off = gr.Button(interactive=False)
+            return chooser, gr.Timer(active=False), NO_RUN, None, None, "", "", "", off, off, off
+        run = TrainingRun(self.runs, name)
+        progress = run.progress()
+        state = progress.state
+        shape, genotype, alpha = run.shape(), run.genotype(), run.alpha()
+        drawn = searchseg.draw(genotype, **shape) if genotype and shape else ""
+        busy = state in ("running", "stopping")
+        return (
+            chooser,
+            gr.Timer(active=busy),
+            _words(name, progress),
+            _points(progress, "loss"),
+            _points(progress, "miou"),
+            drawn,
+            draw_alpha(alpha) if alpha else "",
+            progress.log,
+            gr.Button(interactive=state == "running"),
+            gr.Button(interactive=not busy and state != "finished"),
+            gr.Button(interactive=state == "finished"),
+        )
+
+    def publish(self, name: str, repo_id: str, private: bool, token: str) -> str:
+        """Publish the model of a finished run; the token is handed on, not kept."""
+        run = self._known(name)
+        if run.state != "finished":
+            return warning("Only a finished run can be published.")
+        try:
+            sent = publish(
+                run.model, (repo_id or "").strip(), private=private, token=(token or "").strip() or None
+            )
+        except PublishError as error:
+            return warning(_without(str(error), token, str(run.model)))
+        return quiet(f"{'Published' if sent.changed else 'Already there'}: {sent.url}")
+
+    def _known(self, name: str) -> TrainingRun:
+        if name not in self.names():
+            raise refuse("Choose a run first.")
+        return TrainingRun(self.runs, name)
+
+    def _zip(self, archive: str | None, data: Path, classes: str, ignored: float | None) -> list[str]:
+        if not archive:
+            raise refuse("Upload a zip with the folders images and masks.")
+        names = _names(classes)
+        largest, _ = unpack(Path(archive), data)
+        if largest >= len(names) and largest != ignored:
+            raise refuse(f"The masks go up to {largest}: name {largest + 1} classes, or ignore that value.")
+        return _custom(str(data), "image", "mask", ",".join(names), ignored)
+
+
+def _names(classes: str) -> list[str]:
+    names = [name.strip() for name in (classes or "").replace("\n", ",").split(",") if name.strip()]
+    if not 2 <= len(names) <= 255:
+        raise refuse("Name the classes in the order of their values, such as: background, leaf.")
+    return names
+
+
+def _hub_options(
+    dataset: str, revision: str, task: str, columns: str, classes: str, ignored: float | None
+) -> list[str]:
+    dataset, revision = (dataset or "").strip(), (revision or "").strip()
+    if dataset and not is_hub_id(dataset):
+        raise refuse("Type a Hub dataset as user/name.")
+    if revision and not _REVISION.fullmatch(revision):
+        raise refuse("A revision is a branch, a tag or a commit.")
+    given = [f"--revision={revision}"] if revision else []
+    if task == "pet":
+        return ["--task", "pet", *([f"--data={dataset}"] if dataset else []), *given]
+    if not dataset:
+        raise refuse("Type a Hub dataset as user/name.")
+    if task == "camvid":
+        return ["--task", "camvid", f"--data={dataset}", *given]
+    image, _, mask = (columns or "").partition(",")
+    image, mask = image.strip() or "image", mask.strip() or "mask"
+    if not (_COLUMN.fullmatch(image) and _COLUMN.fullmatch(mask)):
+        raise refuse("Name the columns of pictures and masks, such as: image, mask.")
+    return [*_custom(dataset, image, mask, ",".join(_names(classes)), ignored), *given]
+
+
+def _custom(data: str, image: str, mask: str, classes: str, ignored: float | None) -> list[str]:
+    # one word each, with "=": a value that begins with a dash must not become an option
+    words = [f"--data={data}", f"--image-column={image}", f"--mask-column={mask}", f"--classes={classes}"]
+    return ["--task", "custom", *words, *([] if ignored is None else [f"--ignore-value={int(ignored)}"])]
+
+
+def _without(sentence: str, token: str, folder: str) -> str:
+    clean = sentence.replace(folder, "the model")
+    return clean.replace(token.strip(), "(token)") if (token or "").strip() else clean
+
+
+def _words(name: str, progress: Progress) -> str:
+    left = progress.seconds_left
+    done = f"{progress.epoch} of {progress.epochs or '?'} epochs"
+    facts = [("run", f"{name} {WORDS[progress.state]}"), ("stage", f"{progress.stage}, {done}")]
+    if left is not None:
+        facts.append(("time left", f"about {left / 60:.0f} min" if left > 90 else f"about {left:.0f} s"))
+    score = next((row["train_miou"] for row in reversed(progress.retrain) if "train_miou" in row), None)
+    if score is not None:
+        facts.append(("mIoU on training pictures", f"{score:.3f}"))
+    return table(("", ""), facts)
+
+
+def _points(progress: Progress, what: str) -> pandas.DataFrame:
+    """One row per epoch and curve; retraining counts on where the search ended."""
+    curves = {
+        "weights": (progress.search, f"weight_{what}", 0),
+        "alpha": (progress.search, f"alpha_{what}", 0),
+        "retraining": (progress.retrain, f"train_{what}", len(progress.search)),
+    }
+    return pandas.DataFrame(
+        [
+            (row["epoch"] + offset, row[key], name)
+            for name, (rows, key, offset) in curves.items()
+            for row in rows
+            if isinstance(row.get(key), int | float) and isinstance(row.get("epoch"), int)
+        ],
+        columns=["epoch", what, "of"],
+    )
+
+
+def lay_out(runs: Path) -> Any:
+    """Components and events; returns the event after which a new model may be there."""
+    tab = WorkshopTab(runs)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            source = gr.Radio([SHAPES_CHOICE, HUB_CHOICE, ZIP_CHOICE], value=SHAPES_CHOICE, label="Data")
+            with gr.Group(visible=False) as hub_data:
+                dataset = gr.Textbox(label="Hub dataset", placeholder="user/name; empty for Oxford-IIIT Pet")
+                revision = gr.Textbox(label="Revision", placeholder="a commit, so that it stays the same")
+                task = gr.Radio(["pet", "camvid", "custom"], value="pet", label="What its columns mean")
+                columns = gr.Textbox(label="custom: columns", placeholder="image, mask")
+            with gr.Group(visible=False) as zip_data:
+                archive = only_uploaded_files(
+                    gr.File(file_types=[".zip"], label="images/NAME.jpg and masks/NAME.png, 20 MB at most")
+                )
+            with gr.Group(visible=False) as own_classes:
+                classes = gr.Textbox(label="Classes, by mask value", placeholder="background, leaf")
+                ignored = gr.Number(None, label="Mask value that counts for nothing", precision=0)
+            preset = gr.Radio(PRESETS, value="smoke", label="Preset")
+            minutes = gr.Number(2, label="Minutes, about", minimum=1, maximum=MOST_MINUTES, precision=0)
+            name = gr.Textbox("my-first", label="Name of the run", info="a-z, 0-9 and -", elem_id="run-name")
+            start = gr.Button("Search and train", variant="primary")
+        with gr.Column(scale=3, min_width=300):
+            chosen = gr.Dropdown(tab.names(), label="Run", elem_id="run")
+            with gr.Row():
+                stop = gr.Button("Stop", interactive=False)
+                proceed = gr.Button("Continue", interactive=False)
+            words = gr.HTML(NO_RUN, elem_id="progress")
+            curve: dict[str, Any] = {"x": "epoch", "color": "of", "height": 200}
+            loss = gr.LinePlot(y="loss", title="Loss", **curve)
+            miou = gr.LinePlot(y="miou", title="mIoU", **curve)
+    with gr.Accordion("The genotype now", open=True):
+        drawn = gr.HTML(elem_classes="drawing", apply_default_css=False, elem_id="growing")
+    with gr.Accordion("Alphas", open=False):
+        alphas = gr.HTML(elem_classes="drawing", apply_default_css=False)
+    with gr.Accordion("Log", open=False):
+        log = gr.Textbox(show_label=False, lines=10, elem_id="log", interactive=False)
+    with gr.Accordion("Publish on the Hub", open=False):
+        with gr.Row():
+            repo_id = gr.Textbox(label="Hub id", placeholder="me/my-network")
+            token = gr.Textbox(label="Token with write access", type="password")
+            private = gr.Checkbox(label="private")
+        if os.environ.get("OAUTH_CLIENT_ID"):  # a Space with hf_oauth
+            gr.LoginButton()
+        send = gr.Button("Publish", interactive=False)
+        sent = gr.HTML(elem_id="sent")
+    timer = gr.Timer(REFRESH_SECONDS, active=False)
+
+    outputs = [chosen, timer, words, loss, miou, drawn, alphas, log, stop, proceed, send]
+    form = [name, source, dataset, revision, task, columns, classes, ignored, archive, preset, minutes]
+    hidden: dict[str, Any] = {"api_visibility": "private"}
+    quietly: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 2, **hidden}
+    source.input(
+        lambda kind: [gr.Group(visible=kind == HUB_CHOICE), gr.Group(visible=kind == ZIP_CHOICE),
+                      gr.Group(visible=kind != SHAPES_CHOICE)],
+        source, [hub_data, zip_data, own_classes], **quietly,
+    )  # fmt: skip
+    start.click(tab.start, form, outputs, **hidden)
+    stop.click(tab.stop, chosen, outputs, **hidden)
+    proceed.click(tab.proceed, chosen, outputs, **hidden)
+    chosen.input(tab.show, chosen, outputs, **quietly)
+    send.click(_publish_with_login(tab), [chosen, repo_id, private, token], sent, **hidden).then(
+        lambda: "", None, token, **hidden
+    )
+    ticked = timer.tick(tab.show, chosen, outputs, **quietly)
+    demo = gr.context.Context.root_block
+    demo.load(tab.show, chosen, outputs, **quietly)
+    return ticked
+
+
+def _publish_with_login(tab: WorkshopTab) -> Any:
+    """`publish` that takes the token of a Hugging Face login where the page offers one."""
+    if not os.environ.get("OAUTH_CLIENT_ID"):
+        return tab.publish
+
+    def with_login(name: str, repo_id: str, private: bool, token: str, login: gr.OAuthToken | None) -> str:
+        return tab.publish(name, repo_id, private, token or (login.token if login else ""))
+
+    with_login.__annotations__["login"] = gr.OAuthToken | None  # gradio fills it in by its type
+    return with_login
