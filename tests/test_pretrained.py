@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import stat
 import struct
@@ -21,7 +22,14 @@ from searchseg.baselines import UNet
 from searchseg.config import ModelConfig
 from searchseg.genotype import CELL_NAMES, OPERATION_NAMES, possible_edges
 from searchseg.network import SearchNet, UShapeConfig, derive
-from searchseg.pretrained import PretrainedError, arguments_of, build, from_pretrained, save_pretrained
+from searchseg.pretrained import (
+    PretrainedError,
+    arguments_of,
+    build,
+    fingerprint,
+    from_pretrained,
+    save_pretrained,
+)
 
 NODES = 2
 
@@ -586,3 +594,15 @@ def test_build_gives_fresh_weights_and_carries_config_and_genotype():
 def test_only_our_networks_have_arguments():
     with pytest.raises(PretrainedError, match="Linear is not one of our networks"):
         arguments_of(nn.Linear(1, 1))
+
+
+@both_networks
+def test_a_fingerprint_belongs_to_one_network(models, folders, name, tmp_path):
+    model = models[name]
+    mark = fingerprint(from_pretrained(folders[name]))
+    assert re.fullmatch("[0-9a-f]{12}", mark) and mark == fingerprint(from_pretrained(folders[name]))
+    other = from_pretrained(folders[name])
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1e-3
+    save_pretrained(model, tmp_path, config_of(model, colors=("#000000", "#000000", "#ffffff")))
+    assert len({mark, fingerprint(other), fingerprint(from_pretrained(tmp_path))}) == 3
