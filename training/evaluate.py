@@ -4,24 +4,28 @@ Every picture is resized to the model's input size; its class scores are upsampl
 picture's own mask and compared there, pixel by pixel. mIoU comes from one confusion matrix over the whole
 split.
 
-example:
+examples:
   python -m training.evaluate runs/net --task pet --data ../shared/data/pet --split test
+  python -m training.evaluate runs/net --task custom --classes a,b --data me/huge --streaming
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from PIL import Image
-from torch import nn
+from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from searchseg.cost import macs, parameters
@@ -32,31 +36,37 @@ from searchseg.segmenter import class_ids
 from searchseg.task import IGNORE, Task, TaskError
 from training.files import read_lines, write_atomically
 from training.options import Manual, add_data_options, command_line, data_of, dataset_name, machine, task_of
-from training.rows import CheckedRows, load_rows
+from training.rows import CheckedRows
+from training.source import add_stream_options, read_rows, scored_rows
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores over a split: IoU per class and mean, pixel accuracy, mean Dice loss a picture, seconds a
-    picture."""
+    picture, and how many pictures."""
 
     iou: tuple[float | None, ...]
     miou: float
     accuracy: float
     dice_loss: float
     seconds: float
+    pictures: int = 0
 
 
 @torch.inference_mode()
 def evaluate_rows(
-    model: nn.Module, rows: CheckedRows, task: Task, device: Any, quiet: bool = False
+    model: nn.Module, rows: Iterable[tuple[Tensor, Tensor]], task: Task, device: Any, quiet: bool = False
 ) -> Evaluation:
-    """Score `model` on rows kept at their own size; the model is left in eval mode."""
+    """Score `model` on pairs (picture, mask) at their own size, those of all processes together.
+
+    Where several processes are given the same pairs the scores are as from one. The model is left in eval
+    mode; TaskError when there is no pair.
+    """
     model.eval()
     config = model.config
     confusion, losses, seconds = ConfusionMatrix(len(task.classes)), [], []
-    for index in tqdm(range(len(rows)), desc="evaluate", unit="picture", disable=quiet):
-        pixels, mask = rows[index]
+    total = len(rows) if isinstance(rows, CheckedRows) else None
+    for pixels, mask in tqdm(rows, desc="evaluate", unit="picture", disable=quiet, total=total):
         picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         began = time.perf_counter()
         batch = config.tensor(picture)[None].to(device, memory_format=torch.channels_last)
@@ -69,10 +79,26 @@ def evaluate_rows(
                 scores, size=tuple(mask.shape), mode="bilinear", align_corners=False
             )
             losses.append(dice_loss(wide, mask[None]).item())
-    result = confusion.compute()
+    losses, seconds = _of_all_processes(losses), _of_all_processes(seconds)
+    if not losses:
+        raise TaskError("there is no pixel to score: check --split, --hold-out and --ignore-value")
+    result = confusion.to(device).compute()  # sums over processes, for which NCCL wants it on the device
     return Evaluation(
-        result.iou, result.miou, result.accuracy, float(np.mean(losses)), float(np.median(seconds))
+        result.iou,
+        result.miou,
+        result.accuracy,
+        float(np.mean(losses)),
+        float(np.median(seconds)),
+        len(seconds),
     )
+
+
+def _of_all_processes(values: list[float]) -> list[float]:
+    if not distributed.is_available() or not distributed.is_initialized():
+        return values
+    lists: list[list[float]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(lists, values)
+    return [value for part in lists for value in part]
 
 
 def metrics_document(model: nn.Module, task: Task, scores: Evaluation, rows: int, args: argparse.Namespace,
@@ -107,28 +133,43 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.evaluate", description=__doc__, formatter_class=Manual)
     top.add_argument("folder", type=Path, help="run folder with a model; metrics.json is written there")
     add_data_options(top, split="test")
+    add_stream_options(top)
     top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
     return top
 
 
+def _place(device: str) -> tuple[int, int, str]:
+    """Number of this process, of all, and its device: as `accelerate launch` or torchrun says, else alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1, device
+    state = PartialState(cpu=device == "cpu")
+    return state.process_index, state.num_processes, str(state.device)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    process, processes, args.device = _place(args.device)
+    main_process = process == 0
     try:
         task = task_of(args)
         data, revision = data_of(args, task)
         model = from_pretrained(args.folder, device=args.device)
         if model.config.classes != task.classes:
             raise TaskError(f"the model knows {model.config.classes}, task {task.name} has {task.classes}")
-        rows = load_rows(data, args.split, revision, task)
-        scores = evaluate_rows(model, CheckedRows(rows, task, None, "rows"), task, args.device)
+        rows = read_rows(args, data, revision, task, process, processes)
+        pairs = scored_rows(rows, task, "rows", quiet=not main_process)
+        scores = evaluate_rows(model, pairs, task, args.device, quiet=not main_process)
     except (TaskError, PretrainedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; nothing was written", file=sys.stderr)
         return 130
+    if not main_process:
+        return 0
+    number = scores.pictures if args.streaming else len(rows)
     document = metrics_document(
-        model, task, scores, len(rows), args, data, revision, command_line("training.evaluate", argv)
+        model, task, scores, number, args, data, revision, command_line("training.evaluate", argv)
     )
     write_atomically(args.folder / "metrics.json", json.dumps(document, indent=2) + "\n")
     print(f"mIoU {scores.miou:.4f}, Dice loss {scores.dice_loss:.4f}: {args.folder / 'metrics.json'}")

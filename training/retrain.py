@@ -44,9 +44,9 @@ from training.files import load_checkpoint, read_lines, save_checkpoint, write_a
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Recipe, RetrainSettings
-from training.rows import CheckedRows, Examples, hold_out, load_rows, loader
 from training.runs import add_run_options, parse, perform, push, record_settings
 from training.schedule import cosine
+from training.source import add_stream_options, learning_rows, open_source, scored_rows
 from training.steps import LOSSES, Meter
 
 
@@ -128,15 +128,17 @@ def retrain(
     held_out: Any = None,
     workers: int = 0,
 ) -> nn.Module:
-    """Train `model` (it carries its ModelConfig) on `rows`, or continue; returns the network kept."""
+    """Train `model` (it carries its ModelConfig) on `rows`, a table or a stream, or continue.
+
+    Returns the network kept.
+    """
     accelerator.free_memory()  # of an earlier network: compare trains several in one process
     main = accelerator.is_main_process
     config: ModelConfig = model.config  # type: ignore[assignment]
     training = Training(model, recipe, accelerator)
-    checked = CheckedRows(rows, task, settings.size * 3 // 2, "rows", quiet=not main)
-    held_out = (
-        CheckedRows(held_out, task, None, "held-out rows", quiet=not main) if held_out is not None else None
-    )
+    source = open_source(rows, task, settings.size * 3 // 2, accelerator, workers)
+    if held_out is not None:
+        held_out = scored_rows(held_out, task, "held-out rows", quiet=not main)
 
     state = load_checkpoint(out / "checkpoint.pt")
     start = state["epoch"] if state else 0
@@ -149,20 +151,17 @@ def retrain(
     bar = tqdm(
         total=total, initial=start * batches, desc="retrain", unit="step", disable=not main, mininterval=1
     )
-    # one loader a size, prepared once: accelerate keeps every loader it has seen
-    loaders = {}
-    for size in {_size(settings, recipe, epoch) for epoch in range(start, settings.epochs)}:
-        examples = Examples(checked, config, recipe.augment, seed, size)
-        plain = loader(examples, range(len(rows)), seed, settings.batch_size, workers)
-        loaders[size] = plain.sampler, accelerator.prepare(plain)
+    sizes = {_size(settings, recipe, epoch) for epoch in range(start, settings.epochs)}
+    augment, number = recipe.augment, settings.batch_size
+    batches_at = {size: source.batches(None, config, augment, seed, size, number) for size in sizes}
     for epoch in range(start, settings.epochs):
         began = time.monotonic()
         size = _size(settings, recipe, epoch)
-        sampler, prepared = loaders[size]
-        sampler.epoch = epoch
+        loaded = batches_at[size]
+        loaded.epoch = epoch
         meter = Meter(len(task.classes), accelerator.device)
         training.model.train()
-        for step, (images, masks) in enumerate(prepared, epoch * batches):
+        for step, (images, masks) in enumerate(loaded, epoch * batches):
             factor = cosine(step, total, recipe.warmup) if recipe.schedule == "cosine" else 1.0
             meter.add(training.step(images, masks, factor), masks)
             training.update_average(step)
@@ -220,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--genotype", help="genotype.json of a search")
     what.add_argument("--architecture", choices=("unet",), help="a baseline instead")
     add_data_options(top, split="train")
+    add_stream_options(top)
     group = top.add_argument_group("training")
     group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
     group.add_argument(
@@ -249,7 +249,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     torch.manual_seed(args.seed)
     found = read_genotype(args.genotype) if args.genotype else None
     model = searchnet(found, settings, task) if found else unet(settings, task)
-    rows, held_out = hold_out(load_rows(data, args.split, revision, task), args.hold_out)
+    rows, held_out = learning_rows(args, data, revision, task, accelerator)
     record_settings(
         args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe),
         dataset=dataset_name(data), revision=revision, rows=len(rows),

@@ -73,6 +73,9 @@ class CheckedRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Picture (3, H, W) and mask (H, W), both uint8."""
         return self.kept[index] if self.kept is not None else self._read(index)
@@ -82,12 +85,16 @@ class CheckedRows:
             row = self.rows[index]
         except (OSError, ValueError, SyntaxError) as error:
             raise TaskError(f"row {index} cannot be decoded: {error}") from error
-        image, mask = self.task.read(row, f"row {index}")
-        if self.size is not None:
-            side = (self.size, self.size)
-            image = image.resize(side, Image.Resampling.BILINEAR, reducing_gap=2.0)
-            mask = np.array(Image.fromarray(mask).resize(side, Image.Resampling.NEAREST))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
+        return read_pair(self.task, row, f"row {index}", self.size)
+
+
+def read_pair(task: Task, row: Any, where: str, size: int | None) -> tuple[Tensor, Tensor]:
+    """Picture (3, H, W) and mask (H, W) of a row, uint8 at `size`; `where` names the row in a TaskError."""
+    image, mask = task.read(row, where)
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        mask = np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
 
 
 def hold_out(rows: Any, share: float) -> tuple[Any, Any]:
@@ -130,23 +137,32 @@ def augmentation(name: str, size: int) -> v2.Transform:
     )
 
 
-class Examples(TorchDataset):
-    """Augmented training pairs, keyed by (epoch, row): image (3, H, W) float32 normalised, mask (H, W) int64.
+class Augmentation:
+    """From pairs of uint8 to training examples: image (3, H, W) float32 normalised, mask (H, W) int64.
 
-    The augmentation of a row depends on (seed, epoch, row) alone, not on workers, processes or order.
+    What happens to a pair depends on (seed, epoch, position) alone, not on workers, processes or order.
     """
 
+    def __init__(self, config: ModelConfig, name: str, seed: int, size: int) -> None:
+        self.config, self.seed, self.transform = config, seed, augmentation(name, size)
+
+    def __call__(self, pair: tuple[Tensor, Tensor], epoch: int, *position: int) -> tuple[Tensor, Tensor]:
+        image, mask = pair
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(number(self.seed, epoch, *position))
+            image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        return self.config.normalise(image.as_subclass(Tensor)), mask.as_subclass(Tensor).long()
+
+
+class Examples(TorchDataset):
+    """Augmented training pairs, keyed by (epoch, row)."""
+
     def __init__(self, rows: CheckedRows, config: ModelConfig, augment: str, seed: int, size: int) -> None:
-        self.rows, self.config, self.seed = rows, config, seed
-        self.transform = augmentation(augment, size)
+        self.rows, self.augment = rows, Augmentation(config, augment, seed, size)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
-        image, mask = self.rows[index]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_number(self.seed, epoch, index))
-            image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        return self.config.normalise(image.as_subclass(Tensor)), mask.as_subclass(Tensor).long()
+        return self.augment(self.rows[index], epoch, index)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -177,5 +193,6 @@ def loader(
     )
 
 
-def _number(*parts: int) -> int:
+def number(*parts: int | str) -> int:
+    """63 bits that depend on the parts alone."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

@@ -1,7 +1,8 @@
 """All of it: search, derive, retrain, evaluate and pack, and with --push-to-hub publish.
 
-Every stage has a folder of its own under --out. Run the same command again after a stop: stages that are done
-are skipped, a stage that was interrupted continues after its last whole epoch.
+With --minutes the epochs of both stages are chosen to take about that long, after a few steps timed here.
+Every stage has a folder of its own under --out. Run the same command again after a stop: stages that are
+done are skipped, a stage that was interrupted continues after its last whole epoch.
 
 examples:
   python -m training.run --task pet --preset lite --out runs/pet
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
 import hub.publish
 import training.evaluate
@@ -31,10 +32,14 @@ from hub.card import write_card
 from hub.pack import pack
 from searchseg.genotype import Genotype
 from searchseg.pretrained import PretrainedError, from_pretrained
-from training.files import read_lines
-from training.options import Manual, add_data_options
+from searchseg.task import Task, TaskError
+from training.files import read_lines, write_atomically
+from training.options import Manual, add_data_options, data_of, task_of
+from training.plan import make_plan
 from training.presets import PRESETS
+from training.rows import load_rows
 from training.runs import SETTINGS
+from training.source import add_stream_options
 
 DATA = ("task", "data", "revision", "border", "image_column", "mask_column", "classes", "ignore_value")
 
@@ -44,17 +49,26 @@ def stages(args: argparse.Namespace) -> list[tuple[str, Callable[[], bool], Call
     data = _options(args, DATA)
     common = [*data, "--preset", args.preset, "--seed", str(args.seed), *(["--cpu"] if args.cpu else [])]
     found, net, model = args.out / "search", args.out / "net", args.out / "model"
-    learning = ["--split", args.split]
+    streaming = ["--streaming"] if args.streaming else []
+    number = ["--rows", str(args.rows)] if args.rows else []
+    learning = ["--split", args.split, *streaming, *number]
+
+    def epochs(stage: str) -> list[str]:
+        return ["--epochs", str(_plan(args)[f"{stage}_epochs"])] if args.minutes else []
 
     def search() -> int:
-        return training.search.main(_start(found, [*common, *learning, *shlex.split(args.search)]))
+        options = [*common, *learning, *epochs("search"), *shlex.split(args.search)]
+        return training.search.main(_start(found, options))
 
     def retrain() -> int:
         genotype = ["--genotype", str(found / "genotype.json")]
-        return training.retrain.main(_start(net, [*common, *learning, *genotype, *shlex.split(args.retrain)]))
+        options = [*common, *learning, *genotype, *epochs("retrain"), *shlex.split(args.retrain)]
+        return training.retrain.main(_start(net, options))
 
     def evaluate() -> int:
-        return _alone(lambda: training.evaluate.main([str(model), *data, "--split", args.test]))
+        status = training.evaluate.main([str(model), *data, *streaming, "--split", args.test])
+        PartialState().wait_for_everyone()
+        return status
 
     return [
         ("search", lambda: _searched(found), search),
@@ -63,6 +77,29 @@ def stages(args: argparse.Namespace) -> list[tuple[str, Callable[[], bool], Call
         ("evaluate", lambda: (model / "metrics.json").is_file(), evaluate),
         ("card", lambda: (model / "README.md").is_file(), lambda: _alone(lambda: _describe(model))),
     ]
+
+
+def _plan(args: argparse.Namespace) -> dict[str, float]:
+    """The plan of this run, made once: a run that continues keeps its epochs."""
+    path = args.out / "plan.json"
+    if not path.is_file():
+        task = task_of(args)
+        rows = args.rows or len(load_rows(*_source(args, task), task))
+        accelerator = Accelerator(cpu=args.cpu)
+        plan = make_plan(args.minutes, rows, args.preset, "strong", len(task.classes), accelerator)
+        if accelerator.is_main_process:
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(plan.to_dict()) + "\n")
+            accelerator.print(
+                f"plan: {plan.search_epochs} epochs of search, {plan.retrain_epochs} of training"
+            )
+        accelerator.wait_for_everyone()
+    return json.loads(path.read_text())
+
+
+def _source(args: argparse.Namespace, task: Task) -> tuple[str, str, str | None]:
+    data, revision = data_of(args, task)
+    return data, args.split, revision
 
 
 def _options(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
@@ -119,9 +156,11 @@ def _describe(model: Path) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.run", description=__doc__, formatter_class=Manual)
     add_data_options(top, split="train")
+    add_stream_options(top)
     group = top.add_argument_group("run")
     group.add_argument("--test", default="test", help="split to evaluate on, never used before the end")
     group.add_argument("--preset", choices=tuple(PRESETS), default="lite", help="how large")
+    group.add_argument("--minutes", type=float, help="about how long, instead of the preset's epochs")
     group.add_argument("--seed", type=int, default=0, help="of every stage")
     group.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
     group.add_argument("--search", default="", metavar="OPTIONS", help="more options of training.search")
@@ -139,7 +178,13 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name}: {'done already' if done() else 'begins'}", flush=True)
         if done():
             continue
-        status = work()
+        try:
+            status = work()
+        except (TaskError, ValueError) as error:  # of the plan; the stages tell of their own
+            if not isinstance(error, TaskError) and "--minutes" not in str(error):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
         if status:
             again = shlex.join(["python", "-m", "training.run", *(sys.argv[1:] if argv is None else argv)])
             print(f"{name} did not finish; continue with: {again}", file=sys.stderr)

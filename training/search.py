@@ -53,12 +53,12 @@ from training.monitor import largest_eigenvalue, stop_at
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.presets import PRESETS, RetrainSettings, SearchMethod, SearchSettings
 from training.report import write_report
-from training.rows import CheckedRows, Examples, halves, hold_out, load_rows, loader
 from training.runs import add_run_options, parse, perform, push, record_settings
 from training.sampling import draw_genotypes
 from training.schedule import cosine
 from training.search_options import add_method_options, method_name, method_of
 from training.shared_search import ByController, RandomShared
+from training.source import add_stream_options, learning_rows, open_source
 from training.steps import Meter
 from training.supernet import Batch, Supernet
 
@@ -89,7 +89,8 @@ def search(
     method, seed, main = method or SearchMethod(), origin["seed"], accelerator.is_main_process
     if len(rows) < 2:
         raise TaskError(f"a search needs two rows or more, one for each half, got {len(rows)}: widen --split")
-    weight_half, alpha_half = halves(rows, seed)
+    source = open_source(rows, task, settings.size * 3 // 2, accelerator, workers)
+    weight_half, alpha_half = source.halves(seed)
     torch.manual_seed(seed)
     space = USpace(settings.network(len(task.classes)), method.partial)
     space = space.to(accelerator.device, memory_format=torch.channels_last)
@@ -101,15 +102,12 @@ def search(
     run = _start(space, settings, accelerator, method, seed, costs)
     size = (settings.size, settings.size)
     config = ModelConfig("searchnet", config_arguments(space.arguments), task.classes, task.colors, size)
-    checked = CheckedRows(rows, task, settings.size * 3 // 2, "rows", quiet=not main)
 
-    def batches_of(indices: list[int], augment: str) -> Any:
-        examples = Examples(checked, config, augment, seed, settings.size)
-        return loader(examples, indices, seed, settings.batch_size, workers)
+    def batches_of(half: Any, augment: str) -> Any:
+        return source.batches(half, config, augment, seed, settings.size, settings.batch_size)
 
     loaders = [batches_of(half, "strong") for half in (weight_half, alpha_half)]
-    samplers = [item.sampler for item in loaders]
-    weight_loader, alpha_loader = accelerator.prepare(*loaders)
+    weight_loader, alpha_loader = loaders
 
     state = load_checkpoint(out / "checkpoint.pt")
     start = state["epoch"] if state else 0
@@ -117,7 +115,7 @@ def search(
         run.load_state_dict(state["search"])
     files = {name: out / name for name in ("history.jsonl", "search/alpha.jsonl", "search/genotype.jsonl")}
     records = {name: read_lines(path)[:start] for name, path in files.items()}
-    _keep_halves(out / "search/halves.json", weight_half, alpha_half, bool(state), main)
+    _keep_halves(out / "search/halves.json", source.record(weight_half, alpha_half), bool(state), main)
 
     history, steps = records["history.jsonl"], min(len(weight_loader), len(alpha_loader))
     total = settings.epochs * steps
@@ -128,8 +126,8 @@ def search(
         if stop_at(method.early_stop, history) is not None:
             break
         began, warming = time.monotonic(), epoch < settings.warmup_epochs
-        for sampler in samplers:
-            sampler.epoch = epoch
+        for loader in loaders:
+            loader.epoch = epoch
         run.begin_epoch(epoch)
         weight_meter, alpha_meter = (Meter(len(task.classes), accelerator.device) for _ in range(2))
         for step, (training, held_out) in enumerate(
@@ -182,9 +180,9 @@ def search(
         }
         genotype = Genotype.from_json(json.dumps({**earlier, "search": stated}))
     else:
-        for sampler in samplers:  # a resumed run that only finishes has not set it
-            sampler.epoch = len(history) - 1
-        scoring = accelerator.prepare(batches_of(alpha_half, "none"))
+        for loader in loaders:  # a resumed run that only finishes has not set it
+            loader.epoch = len(history) - 1
+        scoring = batches_of(alpha_half, "none")
         genotype = run.finish(stated, _first(scoring), _first(weight_loader))
     genotype = _with_costs(genotype, shape, shape_size, budget, costs, device)
     if main:
@@ -217,10 +215,8 @@ def _start(
     return kinds[method.name](space, settings, accelerator, method, seed)
 
 
-def _keep_halves(
-    path: Path, weight_half: list[int], alpha_half: list[int], resumed: bool, main: bool
-) -> None:
-    cut = json.dumps({"weights": weight_half, "alpha": alpha_half})
+def _keep_halves(path: Path, halves: dict[str, Any], resumed: bool, main: bool) -> None:
+    cut = json.dumps(halves)
     if resumed and path.read_text() != cut:
         raise TaskError(f"{path} has other rows than --data and --split give now: resume with the same rows")
     if main:
@@ -272,6 +268,7 @@ def _now() -> str:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.search", description=__doc__, formatter_class=Manual)
     add_data_options(top, split="train")
+    add_stream_options(top)
     add_method_options(top)
     add_run_options(top, "halves, first weights, order and augmentation", precisions=("no", "bf16"))
     top.add_argument("--device", help="where --max-latency is measured (default: where the search runs)")
@@ -298,7 +295,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     if method.name == "random":
         draw(args, settings, preset.retrain, len(task.classes), origin, accelerator)
         return
-    rows, _ = hold_out(load_rows(data, args.split, revision, task), args.hold_out)
+    rows, _ = learning_rows(args, data, revision, task, accelerator)
     record_settings(
         args, accelerator, command, settings=dataclasses.asdict(settings), method=dataclasses.asdict(method),
         rows=len(rows),
