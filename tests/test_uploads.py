@@ -170,7 +170,6 @@ def gif_of_comments() -> bytes:
     return data[:start] + b"!\xfe" + b"\x01a" * 5_000_000 + b"\0" + data[start:]
 
 
-BIG = zlib.compress(bytes(20_001 * 2_500))  # one bit a pixel
 # what it is: name of the file, its content, words of the sentence
 BAD: dict[str, tuple[str, bytes, str]] = {
     "zero bytes": ("photo.jpg", b"", "empty"),
@@ -192,6 +191,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "ICO named .bmp": ("photo.bmp", encode(PICTURE, "ICO"), "not a readable"),
     "data URL in a file": ("photo.png", b"data:image/png;base64,iVBORw0KGgoAAAANSUhEUg==", "not a readable"),
     "PNG bomb": ("bomb.png", png(20_000, 20_000, 1, 0, bytes(20_000 * 2_501)), "million pixels"),
+    "PNG bomb that Pillow would open": ("a.png", png(8000, 8000, 1, 0, bytes(8000 * 1001)), "million pixels"),
     "PNG of 2147483647 x 2147483647": ("bomb.png", png(2**31 - 1, 2**31 - 1, 8, 2, b""), "million pixels"),
     "PNG of 20001 x 1": ("long.png", png(20_001, 1, 8, 0, bytes(20_002)), "side longer than 20000"),
     "PNG with 200 packed texts": (
