@@ -20,8 +20,14 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HTTPError
+from torch import nn
+
 import searchseg
-from searchseg.pretrained import PretrainedError
+from hub.metadata import is_hub_id
+from hub.remote import PublishError, bounded_waits, explained, patiently
+from searchseg.pretrained import CONFIG, GENOTYPE, WEIGHTS, PretrainedError
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("app.py", "requirements.txt", "LICENSE")
@@ -41,7 +47,7 @@ def lay_out(folder: Path, title: str, model: str | None = None, token: str | Non
     for name in PACKAGES:
         keep = shutil.ignore_patterns("__pycache__", "models")
         shutil.copytree(ROOT / name, folder / name, ignore=keep, dirs_exist_ok=True)
-    models = folder / "hub" / "models"
+    models, preload = folder / "hub" / "models", None
     if model is None:
         for path in sorted((ROOT / "hub" / "models").glob("*/config.json")):
             _copy_model(path.parent, models / path.parent.name)
@@ -51,10 +57,25 @@ def lay_out(folder: Path, title: str, model: str | None = None, token: str | Non
         searchseg.save_pretrained(network, target)
         if Path(model).is_dir():
             _copy_model(Path(model), target)
-    (folder / "README.md").write_text(front_matter(title, model))
+        else:
+            preload = _preload(model, network)
+    (folder / "README.md").write_text(front_matter(title, model, preload), encoding="utf-8")
 
 
-def front_matter(title: str, model: str | None = None) -> str:
+def _preload(model: str, network: nn.Module) -> str | None:
+    """The files of `model` for the cache of a Space, as "id file,file commit"; None for a private model.
+
+    The Hub fetches them without a token while it builds the Space: one that it may not see ends the build.
+    """
+    try:
+        get_hf_file_metadata(hf_hub_url(model, CONFIG, revision=network.commit), token=False)
+    except (HTTPError, OSError):  # also without a network: then nobody knows
+        return None
+    names = (CONFIG, GENOTYPE, WEIGHTS) if network.genotype is not None else (CONFIG, WEIGHTS)
+    return f"{model} {','.join(names)} {network.commit}"
+
+
+def front_matter(title: str, model: str | None = None, preload: str | None = None) -> str:
     """README.md of a Space: what the Hub needs to run it, and a line for people."""
     lines = {
         "title": title,
@@ -69,6 +90,7 @@ def front_matter(title: str, model: str | None = None) -> str:
         "suggested_hardware": "cpu-basic",
         "datasets": ["dpdl-benchmark/oxford_iiit_pet"] if model is None else None,
         "models": [model] if model is not None and not Path(model).is_dir() else None,
+        "preload_from_hub": [preload] if preload else None,
         "short_description": "Segmentation by networks found by search",
     }
     yaml = [f"{key}: {_value(value)}" for key, value in lines.items() if value is not None]
@@ -77,17 +99,34 @@ def front_matter(title: str, model: str | None = None) -> str:
 
 
 def deploy(space: str, model: str | None = None, private: bool = False, token: str | None = None) -> str:
-    """Create or update the Space `space` ("user/name") in one commit; returns its address."""
-    from huggingface_hub import HfApi
+    """Create or update the Space `space` ("user/name") in one commit, none if nothing has changed.
 
+    Files of ours that an earlier commit had and this one has not leave; other people's files stay. Returns
+    the address. Raises PublishError when the Hub does not take it, PretrainedError when there is no model.
+    """
+    if not is_hub_id(space):
+        raise PublishError(f"{space!r:.120} is no Hub id: wanted is user/name, at most 96 characters")
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        lay_out(folder, space.split("/")[-1], model, token)
-        url = api.create_repo(space, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-        api.upload_folder(
-            folder_path=folder, repo_id=space, repo_type="space", commit_message="Deploy the SearchSeg page"
-        )
+    try:
+        with tempfile.TemporaryDirectory() as name, bounded_waits():
+            lay_out(Path(name), space.split("/")[-1], model, token)
+            return _upload(api, Path(name), space, private)
+    except (PublishError, PretrainedError):
+        raise
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise explained(error, space) from error
+
+
+def _upload(api: HfApi, folder: Path, space: str, private: bool) -> str:
+    place = {"repo_id": space, "repo_type": "space"}
+    hidden = True if private else None
+    url = patiently(lambda: api.create_repo(**place, space_sdk="gradio", private=hidden, exist_ok=True))
+    if private and not patiently(lambda: api.space_info(space)).private:  # an older one stays as it is
+        raise PublishError(f"{space} is public: make it private in its settings, or name another one")
+    message, ours = "Deploy the SearchSeg page", [f"{name}/*" for name in PACKAGES]
+    patiently(
+        lambda: api.upload_folder(**place, folder_path=folder, commit_message=message, delete_patterns=ours)
+    )
     return str(url)
 
 
@@ -113,15 +152,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--private", action="store_true", help="a Space that only its owner sees")
     parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write the Space here, send nothing")
     args = parser.parse_args(argv)
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     try:
         if args.dry_run:
             lay_out(args.dry_run, args.space.split("/")[-1], args.model)
             print(f"the Space is in {args.dry_run}: python {args.dry_run / 'app.py'}")
         else:
             print(deploy(args.space, args.model, args.private))
-    except (PretrainedError, HFValidationError, HfHubHTTPError, OSError) as error:
+    except (PretrainedError, PublishError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""Proves that the tree of a Space starts in an empty directory with `python app.py` and segments."""
+"""Proves that a Space gets one whole tree, and that it starts in an empty directory and segments."""
 
 import os
 import re
@@ -6,16 +6,24 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import gradio
 import pytest
 import yaml
 from gradio_client import Client, handle_file
+from huggingface_hub import HfApi
 from PIL import Image
+from run_folder import write_run
 
-from hub.deploy import front_matter, lay_out, main
+import hub.deploy
+from hub import remote
+from hub.deploy import deploy, front_matter, lay_out, main
+from hub.remote import PublishError
 from searchseg.pretrained import PretrainedError
+
+pytest_plugins = ["hub_fixture"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "hub" / "models" / "searchnet-pet-lite"
@@ -31,7 +39,10 @@ def test_the_front_matter_tells_the_hub_how_to_run_it():
     assert facts["app_file"] == "app.py" and facts["python_version"] == f"3.{sys.version_info.minor}"
     assert facts["datasets"] == ["dpdl-benchmark/oxford_iiit_pet"] and "models" not in facts
     assert len(facts["short_description"]) <= 60  # the Hub refuses more
-    assert yaml_of(front_matter("leaves", "me/leaves"))["models"] == ["me/leaves"]
+    assert facts["suggested_hardware"] == "cpu-basic" and "preload_from_hub" not in facts
+    facts = yaml_of(front_matter("leaves", "me/leaves", "me/leaves config.json,model.safetensors"))
+    assert facts["models"] == ["me/leaves"] and "datasets" not in facts
+    assert facts["preload_from_hub"] == ["me/leaves config.json,model.safetensors"]
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path, capsys):
@@ -73,3 +84,145 @@ def connect(url: str, process: subprocess.Popen) -> Client:
         except Exception:  # the client raises whatever its transport does while nothing listens
             time.sleep(0.5)
     raise AssertionError("the page did not come up in two minutes")
+
+
+# ---- the upload
+
+SPACE = "alice/page"
+
+
+@pytest.fixture
+def alice(hub, monkeypatch):
+    """An empty Hub with alice logged in, and no pauses between tries."""
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    monkeypatch.setattr(remote, "time", types.SimpleNamespace(sleep=lambda seconds: None))
+    return hub
+
+
+@pytest.fixture
+def net(alice, tmp_path) -> str:
+    """A small model on the Hub, with its scores."""
+    folder = write_run(tmp_path / "run")
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    alice.create("alice/net")
+    alice.commit("alice/net", files)
+    return "alice/net"
+
+
+@pytest.fixture
+def small(alice, monkeypatch) -> None:
+    """A tree of three files, where only the upload counts: loading and copying a model takes a second."""
+
+    def lay_out_little(folder: Path, *about: object) -> None:
+        for name, content in (
+            ("app.py", "print()"),
+            ("hub/models/net/config.json", "{}"),
+            ("README.md", "#"),
+        ):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(content)
+
+    monkeypatch.setattr(hub.deploy, "lay_out", lay_out_little)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def in_space(hub) -> dict[str, bytes]:
+    files = hub.files(SPACE, type="space")
+    return {name: data for name, data in files.items() if name != ".gitattributes"}
+
+
+def test_the_space_holds_exactly_the_tree_that_is_laid_out(alice, net, tmp_path, capsys):
+    assert main([SPACE, "--model", net]) == 0
+    assert f"{alice.url}/spaces/{SPACE}" in capsys.readouterr().out
+    lay_out(tmp_path / "space", "page", net)
+    assert in_space(alice) == tree(tmp_path / "space")
+    info = HfApi().space_info(SPACE)
+    assert info.sdk == "gradio" and info.private is False
+    assert len(alice.log_of(SPACE, type="space")) == 2, "the Hub's first commit and ours"
+    assert not any("__pycache__" in name for name in in_space(alice))
+
+
+def test_the_readme_names_the_model_and_what_to_fetch_while_building(alice, net):
+    deploy(SPACE, net)
+    facts = yaml_of(in_space(alice)["README.md"].decode())
+    sha = alice.head(net)
+    assert facts["models"] == [net] and "datasets" not in facts
+    assert facts["preload_from_hub"] == [f"{net} config.json,genotype.json,model.safetensors {sha}"]
+    assert facts["sdk"] == "gradio" and facts["suggested_hardware"] == "cpu-basic"
+
+
+def test_a_private_model_is_copied_but_not_fetched_by_a_build_without_token(alice, net):
+    HfApi().update_repo_settings(net, private=True)
+    deploy(SPACE, net, private=True)
+    files = in_space(alice)
+    assert "preload_from_hub" not in yaml_of(files["README.md"].decode())
+    assert files["hub/models/net/model.safetensors"]
+    assert HfApi().space_info(SPACE).private is True
+
+
+def test_equal_content_makes_no_commit_and_what_is_gone_leaves(alice, net):
+    deploy(SPACE, net)
+    log = alice.log_of(SPACE, type="space")
+    deploy(SPACE, net)
+    assert alice.log_of(SPACE, type="space") == log
+    ours, before = "hub/models/old/config.json", in_space(alice)
+    alice.commit(SPACE, {ours: b"{}", "notes.md": b"theirs"}, type="space")
+    deploy(SPACE, net)
+    assert in_space(alice) == before | {"notes.md": b"theirs"}
+    assert len(alice.log_of(SPACE, type="space")) == len(log) + 2
+
+
+FAULTS = [
+    ("repos/create", 401, "hf auth login"),
+    ("repos/create", 403, "write access to alice"),
+    ("repos/create", 429, "try again later"),
+    ("/preupload/", 403, "write access to alice"),
+    ("/commit/", 401, "hf auth login"),
+    ("/commit/", 403, "write access to alice"),
+    ("/commit/", 404, "check name, branch and token"),
+    ("/commit/", 409, "wait a minute"),
+    ("/commit/", 412, "changed by somebody else"),
+    ("/commit/", 500, "fault of its own"),
+    ("/commit/", 503, "fault of its own"),
+]
+
+
+@pytest.mark.parametrize(("path", "status", "message"), FAULTS)
+def test_a_fault_of_the_hub_is_one_error_and_no_half_tree(alice, small, path, status, message, capsys):
+    alice.fail("POST", path, status, times=None)
+    with pytest.raises(PublishError, match=message) as caught:
+        deploy(SPACE)
+    assert caught.value.status == status and "hf_alice" not in str(caught.value)
+    assert not alice.exists(SPACE, type="space") or in_space(alice) == {}
+    assert main([SPACE]) == 1 and message in capsys.readouterr().err
+    alice.heal()
+    deploy(SPACE)
+    assert "app.py" in in_space(alice)
+
+
+def test_a_passing_fault_and_a_lost_answer_are_no_second_commit(alice, small):
+    alice.fail("POST", "repos/create", 503)
+    alice.lose_answer("/commit/", times=1)
+    deploy(SPACE)
+    assert len(alice.log_of(SPACE, type="space")) == 2
+
+
+def test_who_may_not_and_what_is_public(alice, small):
+    for token, status in (("hf_bob", 403), ("hf_alice_read", 403), ("hf_nobody", 401)):
+        with pytest.raises(PublishError) as caught:
+            deploy(SPACE, token=token)
+        assert caught.value.status == status and token not in str(caught.value)
+    alice.create(SPACE, type="space", sdk="gradio")
+    with pytest.raises(PublishError, match="is public"):
+        deploy(SPACE, private=True)
+    assert in_space(alice) == {}
+
+
+@pytest.mark.parametrize("space", ["../x", "a/b/c", "/etc", "a" * 300, "page", "a/..", "ä/b"])
+def test_bad_ids_are_refused_before_any_request(alice, space):
+    with pytest.raises(PublishError, match="wanted is user/name"):
+        deploy(space)
+    assert not alice.requests
