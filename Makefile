@@ -20,6 +20,7 @@ bench: .venv/app.installed
 	$(BIN)/python -m training.benchmark segment
 	$(BIN)/python -m training.benchmark search
 	$(BIN)/python -m training.benchmark retrain
+	$(BIN)/python -m training.benchmark page --requests 900
 
 clean:
 	rm -rf .venv

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -139,6 +140,10 @@ def test_a_server_knows_its_memory_and_its_files(tmp_path: Path):
     server = Server("http://127.0.0.1:1", os.getpid(), tmp_path)
     assert server.disk() == (1, 1.0)
     assert 50 < server.memory() < 50_000
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it stays in the table of processes
+    assert Server("http://127.0.0.1:1", ended.pid).memory() is None
+    ended.wait()
 
 
 class FaultyPage(BaseHTTPRequestHandler):

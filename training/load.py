@@ -27,6 +27,7 @@ import httpx
 import numpy as np
 
 from training.client import OUTCOMES, Client
+from training.options import machine
 from training.visits import SHAPES, Pictures, Visit, plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +96,8 @@ class Server:
         status = Path(f"/proc/{self.pid}/status")
         if self.pid is None or not status.exists():
             return None
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status.read_text())[1]) / 1024
+        resident = re.search(r"VmRSS:\s+(\d+) kB", status.read_text())  # none of a process that has ended
+        return int(resident[1]) / 1024 if resident else None
 
     def disk(self) -> tuple[int, float] | None:
         """Number and MB of the files that the page keeps of uploads and results."""
@@ -162,7 +164,7 @@ async def measure(server: Server, args: Any) -> dict[str, Any]:
     log = server.log.read_text(errors="replace") if server.log else ""
     return {
         "picture": [args.width, args.height], "model": args.model, "seed": args.seed,
-        "service_seconds": service, "service_range": [min(seconds), max(seconds)],
+        "machine": machine(), "service_seconds": service, "service_range": [min(seconds), max(seconds)],
         "overhead_seconds": float(np.median(overheads)), "overhead_range": [min(overheads), max(overheads)],
         "loads": loads, "memory_mb": server.memory(),
         "files_per_1000": left and disk and (left[0] - disk[0]) / sent * 1000,
@@ -193,6 +195,7 @@ def print_loads(result: dict[str, Any]) -> None:
     if result["files_per_1000"] is not None:
         files, size = result["files_per_1000"], result["files_mb_per_1000"]
         print(f"on disk per 1,000 requests: {files:.0f} files, {size:.0f} MB")
+    print(result["machine"])
     for reason, count in result["faults"].items():
         print(f"{count} times: {reason}")
 
