@@ -183,6 +183,18 @@ def test_a_folder_of_pictures_keeps_their_names(model, tmp_path, capsys):
     assert np.array_equal(rows[1]["image"], Image.open(folder / "2.jpg"))
 
 
+def test_a_row_cannot_name_a_file_outside_of_the_dataset(model, tmp_path, capsys):
+    secret, folder = tmp_path / "secret.jpg", tmp_path / "photos"
+    secret.write_bytes(picture(1))
+    paths = (secret, folder / ".." / "secret.jpg")
+    rows = [{"image": {"bytes": None, "path": str(path)}, "file_name": "a.jpg"} for path in paths]
+    (folder / "data").mkdir(parents=True)
+    write_parquet(folder / "data" / "train-00000-of-00001.parquet", iter(rows), FEATURES.arrow_schema)
+    assert run("--data", folder, "--model", model, "--out", tmp_path / "out", "--with-image") == 1
+    for row in loaded(tmp_path / "out", tmp_path)["train"]:
+        assert row["image"] is None and row["mask"] is None and "does not belong" in row["error"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

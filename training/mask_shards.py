@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -78,10 +79,13 @@ class Shard:
         except (OSError, pa.ArrowException):
             return False
 
-    def write(self, rows: Any, segmenter: Segmenter, batch_size: int, with_image: bool) -> None:
-        """Segment these rows of the split and let the file appear whole."""
-        numbered = zip(range(self.start, self.stop), rows.select(range(self.start, self.stop)), strict=True)
-        results = segmented(segmenter, numbered, batch_size, with_image)
+    def write(
+        self, rows: Any, segmenter: Segmenter, batch_size: int, with_image: bool, folders: Sequence[Path]
+    ) -> None:
+        """Segment these rows of the split and let the file appear whole; `folders` as in `segmented`."""
+        numbers = range(self.start, self.stop)
+        numbered = zip(numbers, rows.select(numbers), strict=True)
+        results = segmented(segmenter, numbered, batch_size, with_image, folders)
         schema = features(with_image).arrow_schema
         replace_whole(self.path, lambda file: write_parquet(file, results, schema))
 
@@ -118,11 +122,20 @@ def features(with_image: bool) -> Any:
 
 
 def segmented(
-    segmenter: Segmenter, rows: Iterator[tuple[int, Mapping[str, Any]]], batch_size: int, with_image: bool
+    segmenter: Segmenter,
+    rows: Iterator[tuple[int, Mapping[str, Any]]],
+    batch_size: int,
+    with_image: bool,
+    folders: Sequence[Path],
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the result for numbered rows of the source; `batch_size` of them are one batch."""
+    """Rows of the result for numbered rows of the source; `batch_size` of them are one batch.
+
+    A picture that is not in its row, but in a file, is read only where that file lies in one of `folders`.
+    """
     while batch := list(islice(rows, batch_size)):
-        results = [{"row": number, "name": _name(row), **_read(row)} for number, row in batch]
+        results = [
+            {"row": number, "name": _name(row), **_read(row["image"] or {}, folders)} for number, row in batch
+        ]
         good = [result for result in results if result["error"] is None]
         masks = segmenter.masks([result["picture"] for result in good]) if good else []
         for result, mask in zip(good, masks, strict=True):
@@ -143,18 +156,26 @@ def _name(row: Mapping[str, Any]) -> str | None:
     return PurePath(path).name if path else None
 
 
-def _read(row: Mapping[str, Any]) -> dict[str, Any]:
+def _read(image: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
     """The bytes of a row's picture as they are, and the picture itself or the reason why there is none."""
-    content, picture, error = b"", None, None
+    content, picture, error = image.get("bytes") or b"", None, None
     try:
-        image = row["image"] or {}
-        content = image.get("bytes") or (Path(image["path"]).read_bytes() if image.get("path") else b"")
+        if not content and image.get("path"):
+            content = _file(Path(os.path.abspath(image["path"])), folders)
         picture = read_image(content)
     except ImageError as fault:
         error = str(fault)
-    except OSError as fault:  # a folder of pictures from which one has gone
-        error = f"The picture file cannot be read: {fault.strerror}."
     return {"content": content, "picture": picture, "error": error}
+
+
+def _file(path: Path, folders: Sequence[Path]) -> bytes:
+    # else a dataset from a stranger could name any file here, and --with-image would publish it
+    if not any(path.is_relative_to(os.path.abspath(folder)) for folder in folders):
+        raise ImageError(
+            "The row names a file that does not belong to the dataset. Store the picture itself."
+        )
+    read_image(path)  # bounded, and from regular files only
+    return path.read_bytes()
 
 
 def _png(mask: np.ndarray) -> bytes:

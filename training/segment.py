@@ -37,7 +37,7 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
@@ -137,6 +137,7 @@ def segment_shards(
     """Write the shards that are not done, every process its share of them; all are done on return."""
     left = [shard for shard in shards if not shard.done]
     accelerator.wait_for_everyone()  # all have looked before the first shard is written
+    folders = picture_folders(args.data)
     mine = left[accelerator.process_index :: accelerator.num_processes]
     alone = accelerator.num_processes == 1
     bar = tqdm(
@@ -145,9 +146,18 @@ def segment_shards(
     )  # fmt: skip
     with bar:
         for shard in mine:
-            shard.write(splits[shard.split], segmenter, args.batch_size, args.with_image)
+            shard.write(splits[shard.split], segmenter, args.batch_size, args.with_image, folders)
             bar.update(len(shard))
     accelerator.wait_for_everyone()
+
+
+def picture_folders(data: str) -> list[Path]:
+    """Where files of the dataset may lie: its folder, or the places that downloads go to."""
+    from datasets import config
+
+    if os.path.isdir(data):
+        return [Path(data)]
+    return [Path(config.DOWNLOADED_DATASETS_PATH), Path(constants.HF_HUB_CACHE)]
 
 
 def describe(
