@@ -210,19 +210,22 @@ def test_wrong_columns_and_splits_are_named(model, data, tmp_path, capsys, words
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "sentence"),
     [
-        ["--out", "new"], ["--data", "me/a", "--model", "m", "--out", "new", "--push-to-hub", "me/a"],
-        ["--data", "me/a", "--model", "m", "--out", "new", "--private"], ["--resume", "nothing"],
-        ["--data", "me/a", "--model", "m", "--out", "new", "--batch-size", "0"],
-        ["--data", "me/a", "--model", "m", "--out", "new", "--push-to-hub", "a--b"],
+        ("--out new", "say what to segment with --data"),
+        ("--resume nothing", "nothing is no run folder"),
+        ("--data me/a --model m --out new --push-to-hub me/a", "is the source itself"),
+        ("--data me/a --model m --out new --push-to-hub a--b", "Wanted is NAME or OWNER/NAME"),
+        ("--data me/a --model m --out new --private", "--private needs --push-to-hub"),
+        ("--data me/a --model m --out new --batch-size 0", "'0' is not a number from 1"),
     ],
-)  # fmt: skip
-def test_wrong_arguments_stop_before_any_work(tmp_path, monkeypatch, words):
+)
+def test_wrong_arguments_stop_before_any_work(tmp_path, monkeypatch, capsys, words, sentence):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        segment.main(words)
+        segment.main(words.split())
     assert stopped.value.code == 2 and not Path("new").exists()
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_cut_depends_on_the_rows_alone():
