@@ -194,11 +194,12 @@ def test_killed_half_way_it_continues_and_gives_the_same(model, photos):
     assert masks == tree(Path("whole")) and len(masks) == 63
 
 
-def test_a_full_disk_leaves_no_half_of_a_result(model, photos, monkeypatch, capsys):
-    def full(descriptor: int) -> None:
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_no_half_of_a_result(model, photos, monkeypatch, capsys, step):
+    def full(*_) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(segment.os, "fsync", full)
+    monkeypatch.setattr(segment.os, step, full)
     assert run(model, "photos/a.jpg", "--out", "out") == 1
     assert tree(Path("out")) == {} and "written: No space left on device." in capsys.readouterr().err
 
