@@ -49,16 +49,30 @@
       .absent { opacity: .55; }
     `;
 
-    async connectedCallback() {
-      if (this.shadowRoot) return;
-      const root = this.attachShadow({ mode: "open" });
+    static observedAttributes = ["picture", "mask", "classes", "keep"];
+
+    /* gradio does not replace an element whose name stays, it changes the attributes: show the new ones once. */
+    attributeChangedCallback() {
+      if (!this.isConnected || this.waiting) return;
+      this.waiting = true;
+      queueMicrotask(() => { this.waiting = false; this.show(); });
+    }
+
+    connectedCallback() { this.attributeChangedCallback(); }
+
+    async show() {
+      const root = this.shadowRoot ?? this.attachShadow({ mode: "open" });
+      const turn = (this.turn = (this.turn ?? 0) + 1);
+      this.removeAttribute("ready");
+      [this.ids, this.sheet, this.lit] = [null, null, null];
       this.classes = JSON.parse(this.getAttribute("classes"));
       this.kept = new Set(JSON.parse(this.getAttribute("keep") || "null") ?? this.classes.keys());
       this.shown = new Set(this.classes.keys());
       this.mode = this.getAttribute("mode") || "overlay";
       this.values = { overlay: 0.5, compare: 0.5 };
-      root.append(make("style", {}, SegmentationView.style), this.layOut());
+      root.replaceChildren(make("style", {}, SegmentationView.style), this.layOut());
       const [picture, mask] = await Promise.all([load(this.getAttribute("picture")), load(this.getAttribute("mask"))]);
+      if (turn !== this.turn) return; // a newer result has come meanwhile
       this.picture = picture;
       [this.canvas.width, this.canvas.height] = [picture.naturalWidth, picture.naturalHeight];
       const reader = new OffscreenCanvas(picture.naturalWidth, picture.naturalHeight).getContext("2d", { willReadFrequently: true });
@@ -187,21 +201,30 @@
   /* A drawing of the U whose cells open: children are the drawing and one section[data-cell] for each cell. */
   class ArchitectureView extends HTMLElement {
     connectedCallback() {
-      const seen = new Set(); // card and miniature both belong to a cell; one of them takes the keyboard
-      for (const cell of this.querySelectorAll("svg [data-cell]")) {
-        cell.style.cursor = "pointer";
-        if (seen.has(cell.dataset.cell)) continue;
-        seen.add(cell.dataset.cell);
-        cell.setAttribute("role", "button");
-        cell.setAttribute("tabindex", "0");
-        cell.setAttribute("aria-label", `Open cell ${cell.dataset.cell}`);
-      }
+      if (this.watch) return;
+      this.mark();
+      this.watch = new MutationObserver(() => this.mark()); // another network changes what is inside
+      this.watch.observe(this, { childList: true, subtree: true, attributes: true, attributeFilter: ["data-cell", "role"] });
       this.addEventListener("click", (event) => this.open(event.target.closest("[data-cell]:not(section)")));
       this.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" && event.key !== " ") return;
         const cell = event.target.closest("svg [data-cell]");
         if (cell) { event.preventDefault(); this.open(cell); }
       });
+    }
+
+    /* Card and miniature both belong to a cell; the first of them takes the keyboard. */
+    mark() {
+      const seen = new Set();
+      for (const cell of this.querySelectorAll("svg [data-cell]")) {
+        cell.style.cursor = "pointer";
+        if (!seen.has(cell.dataset.cell) && cell.getAttribute("role") !== "button") {
+          cell.setAttribute("role", "button");
+          cell.setAttribute("tabindex", "0");
+          cell.setAttribute("aria-label", `Open cell ${cell.dataset.cell}`);
+        }
+        seen.add(cell.dataset.cell);
+      }
     }
 
     open(cell) {

@@ -176,13 +176,6 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
             )
             about = gr.HTML(tab.describe(default.name), padding=True)
             button = gr.Button("Segment", variant="primary")
-            _examples(picture)
-            with gr.Accordion("Picture at a web address", open=False):
-                address = gr.Textbox(
-                    label="Address", placeholder="https://…", info="Your browser fetches it, not this server."
-                )
-                fetched = gr.HTML()
-                fetch = gr.Button("Fetch")
         with gr.Column(scale=3, min_width=300):
             shown = gr.HTML(NOTHING_YET, elem_id="result", min_height=120)
             facts = gr.HTML(elem_id="facts")
@@ -191,6 +184,12 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
                     gr.DownloadButton(text, interactive=False, size="sm", min_width=120)
                     for text in ("Mask (class ids)", "Mask (colours)", "Cut-out", "JSON")
                 ]
+    _examples(picture)
+    with gr.Accordion("Picture at a web address", open=False):
+        told_address = "Your browser fetches it, not this server."
+        address = gr.Textbox(label="Address", placeholder="https://…", info=told_address)
+        fetched = gr.HTML()
+        fetch = gr.Button("Fetch")
     with gr.Accordion("Several pictures at once", open=False):
         files = only_uploaded_files(
             gr.File(file_count="multiple", label=f"Up to {MOST_FILES} pictures", elem_id="files")

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 RECORD, LOG, LOCK = "page.json", "log.txt", "lock"
 TAIL_BYTES, TAIL_LINES = 8000, 15
+_RECORDS = threading.Lock()
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -84,7 +85,7 @@ class TrainingRun:
         if (run.folder / RECORD).exists():
             raise RunError("There is a run of this name already: choose another.")
         run.folder.mkdir(parents=True, exist_ok=True)
-        run._write({"options": options, "wanted": False})
+        run._note(options=options, wanted=False)
         return run
 
     def start(self) -> None:
@@ -93,7 +94,7 @@ class TrainingRun:
         if lock is None:
             raise RunError("Another run is going on: one at a time, stop it or wait for its end.")
         try:
-            self._write({**self._record(), "wanted": True, "exit": None, "started": time.time()})
+            self._note(wanted=True, exit=None, started=time.time())
             os.truncate(lock, 0)
             os.write(lock, self.name.encode())
             command = [sys.executable, "-m", "training.run", *self._record()["options"]]
@@ -108,16 +109,16 @@ class TrainingRun:
                 )  # fmt: skip
         finally:
             os.close(lock)  # the child has it too, and holds it to its end
-        self._write({**self._record(), "pid": child.pid})
+        self._note(pid=child.pid)
         threading.Thread(target=self._wait, args=(child,), daemon=True, name=f"run {self.name}").start()
 
     def stop(self) -> None:
         """Ask the child to end; what was done until its last whole epoch stays."""
-        record = self._record()
-        self._write({**record, "wanted": False})
-        if self.running and isinstance(record.get("pid"), int):
+        self._note(wanted=False)
+        pid = self._record().get("pid")
+        if self.running and isinstance(pid, int):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(record["pid"], signal.SIGINT)
+                os.killpg(pid, signal.SIGINT)
 
     @property
     def running(self) -> bool:
@@ -178,15 +179,18 @@ class TrainingRun:
         return {key: settings[key] for key in ("widths", "stem_stride") if key in settings}
 
     def _wait(self, child: subprocess.Popen[bytes]) -> None:
-        self._write({**self._record(), "exit": child.wait()})
+        status = child.wait()  # before the record is read: it changes meanwhile
+        self._note(exit=status)
 
     def _record(self) -> dict[str, Any]:
         return _json(self.folder / RECORD)
 
-    def _write(self, record: dict[str, Any]) -> None:
-        path = self.folder / f".{threading.get_ident()}.{RECORD}"
-        path.write_text(json.dumps(record))
-        os.replace(path, self.folder / RECORD)
+    def _note(self, **facts: Any) -> None:
+        """Change the record; the old one or the new one is there at any moment."""
+        with _RECORDS:
+            path = self.folder / f".{RECORD}"
+            path.write_text(json.dumps({**self._record(), **facts}))
+            os.replace(path, self.folder / RECORD)
 
     def _tail(self) -> str:
         """The last lines of the log, progress bars as they stand now, without this server's folders."""

@@ -55,7 +55,8 @@ def part_costs(
     """
     ghost = copy.deepcopy(network).to("meta").eval()
     names = {id(module): name for name, module in network.named_modules()}
-    spent, shapes = dict.fromkeys(parts, 0), {}
+    spent: dict[str, int] = dict.fromkeys(parts, 0)
+    shapes: dict[str, tuple[int, int, int]] = {}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
 
         def before(part: str) -> None:
@@ -63,7 +64,8 @@ def part_costs(
 
         def after(part: str, output: Tensor) -> None:
             spent[part] += counter.get_total_flops()
-            shapes[part] = tuple(output.shape[1:])
+            _, channels, height, width = output.shape
+            shapes[part] = (channels, height, width)
 
         for part, module in parts.items():
             twin = ghost.get_submodule(names[id(module)])
