@@ -12,7 +12,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -77,6 +77,7 @@ class Page:
 
     server: Server
     model: Path
+    segmenter: Segmenter  # the same network in this process
     memory: float  # MB when it had answered for the first time
 
     def ask(self, send: Callable[[], object]) -> Answer:
@@ -85,10 +86,19 @@ class Page:
         began, spent = time.perf_counter(), self.processor()
         address = f"{self.server.url}/gradio_api/call/segment"
         response = httpx.post(address, json={"data": [send(), "tiny", 0.5]}, timeout=60)
-        text = httpx.get(f"{address}/{response.json()['event_id']}", timeout=60).text
+        text = self.stream(f"{address}/{response.json()['event_id']}", began + 30)
         seconds, processor = time.perf_counter() - began, self.processor() - spent
         kind, data = re.findall(r"event: (complete|error)\ndata: (.*)", text)[-1]
         return Answer(kind, json.loads(data), seconds, processor, self.server.log.read_text()[log:])
+
+    def stream(self, address: str, end: float) -> str:
+        """The events of a call; a stuck page still sends heartbeats, so a read alone never times out."""
+        text = ""
+        with httpx.stream("GET", address, timeout=20) as response:
+            for part in response.iter_text():
+                text += part
+                assert time.perf_counter() < end, "no answer in 30 seconds"
+        return text
 
     def upload(self, name: str, data: bytes) -> Answer:
         def send() -> dict:
@@ -109,7 +119,7 @@ class Page:
         return np.array(self.picture(mask)), self.picture(overlay), self.picture(cutout), report
 
     def expected(self, upright: np.ndarray) -> np.ndarray:
-        return Segmenter.from_pretrained(self.model)(upright).mask
+        return self.segmenter(upright).mask
 
     def processor(self) -> float:
         """Seconds of processor time that the page has taken."""
@@ -141,9 +151,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     widths = {"widths": [4, 8], "num_classes": 2}
     save_model(folder / "tiny", UNet(**widths), widths, photo, 0.5)
     with started([sys.executable, "-c", CODE, str(folder)]) as server:
-        page = Page(server, folder / "tiny", 0)
+        page = Page(server, folder / "tiny", Segmenter.from_pretrained(folder / "tiny"), 0)
         page.segment("photo.png", photo.read_bytes())
-        yield Page(server, folder / "tiny", server.memory())
+        yield replace(page, memory=server.memory())
 
 
 def zipped() -> bytes:
