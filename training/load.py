@@ -108,7 +108,7 @@ class Server:
 
 
 @contextmanager
-def started(command: Sequence[str] = (sys.executable, "app.py"), wait: float = 60) -> Iterator[Server]:
+def started(command: Sequence[str] = (sys.executable, "app.py"), wait: float = 120) -> Iterator[Server]:
     """The page as a child process on a free port; its uploads and its log are deleted at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
