@@ -14,6 +14,7 @@ from torch import nn
 
 import searchseg
 from hub.card import architecture_svg, card_text, genotype_card_text, own_readme, read_metrics
+from hub.export import ONNX, ExportError, check_onnx
 from hub.pack import RECORD, SEARCH
 from searchseg.drawing import draw
 from searchseg.pretrained import CONFIG, GENOTYPE, MAX_TEXT_BYTES, WEIGHTS, PretrainedError
@@ -22,14 +23,14 @@ README, DRAWING, METRICS = "README.md", "architecture.svg", "metrics.json"
 # settings.json stays here: metrics.json repeats what of it belongs to the scores
 RECORDS = tuple(name for name in RECORD if name != "settings.json")
 SEARCH_RECORDS = tuple(dict.fromkeys(f"search/{Path(name).name}" for name in SEARCH))
-NAMES = (CONFIG, GENOTYPE, WEIGHTS, METRICS, *RECORDS, *SEARCH_RECORDS, DRAWING, README)
+NAMES = (CONFIG, GENOTYPE, WEIGHTS, ONNX, METRICS, *RECORDS, *SEARCH_RECORDS, DRAWING, README)
 MAX_RECORD_BYTES = 64 << 20
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 
 
 @dataclass(frozen=True)
 class File:
-    """One file to send: its name in the repository and its bytes, or for the weights their place on disk."""
+    """One file to send: its name in the repository and its bytes, or for weights their place on disk."""
 
     name: str
     content: bytes | Path
@@ -82,14 +83,20 @@ class Contents:
 def read_model(folder: Path) -> Contents:
     """Everything of a run folder that is published. The network is loaded strictly and segments a picture.
 
-    Raises PretrainedError when the folder holds no such model, no scores of it, a link or an access token.
+    Raises PretrainedError when the folder holds no such model, no scores of it, a model.onnx that is not this
+    model, a link or an access token.
     """
-    names = (CONFIG, GENOTYPE, WEIGHTS, METRICS, *RECORDS, *SEARCH_RECORDS)
+    names = (CONFIG, GENOTYPE, WEIGHTS, ONNX, METRICS, *RECORDS, *SEARCH_RECORDS)
     _refuse_links(folder, names)
     model = searchseg.from_pretrained(folder)
     _segment_a_picture(model)
     metrics = read_metrics(folder, model)
     there = [name for name in names if (folder / name).is_file()]
+    if ONNX in there:
+        try:
+            check_onnx(model, folder / ONNX)
+        except ExportError as error:
+            raise PretrainedError(str(error)) from error
     if model.genotype is None:
         there.remove(GENOTYPE) if GENOTYPE in there else None
     files = [_read(folder, name) for name in there]
@@ -123,7 +130,7 @@ def _refuse_links(folder: Path, names: tuple[str, ...]) -> None:
 
 def _read(folder: Path, name: str) -> File:
     path = folder / name
-    if name == WEIGHTS:
+    if name in (WEIGHTS, ONNX):
         return File(name, path)
     if path.stat().st_size > MAX_RECORD_BYTES:
         raise PretrainedError(

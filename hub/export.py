@@ -22,6 +22,7 @@ from torch import nn
 import searchseg
 from searchseg.pretrained import PretrainedError
 
+ONNX = "model.onnx"
 TOLERANCE = 1e-3
 SIZES = ((37, 53), (160, 128))  # odd and even: the upsampling of the U differs
 
@@ -62,6 +63,19 @@ def export_onnx(model: nn.Module, path: Path) -> float | None:
     return difference
 
 
+def check_onnx(model: nn.Module, path: Path) -> None:
+    """Raise ExportError unless `path` gives what `model` gives: it may be of earlier weights."""
+    again = "write it again with python -m hub.export FOLDER --onnx, or remove it"
+    try:
+        difference = _difference(model, path)
+    except Exception as error:  # the classes of onnxruntime have no base of their own
+        raise ExportError(f"{path.name} cannot be run ({error!s:.120}): {again}") from error
+    if difference is None:
+        raise ExportError(f"{path.name} cannot be compared: pip install onnxruntime, or remove it")
+    if not difference <= TOLERANCE:
+        raise ExportError(f"{path.name} differs from the model by {difference:.1e}: {again}")
+
+
 def _difference(model: nn.Module, path: Path) -> float | None:
     if importlib.util.find_spec("onnxruntime") is None:
         return None
@@ -84,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="model folder; the file is written into it")
     parser.add_argument("--onnx", action="store_true", required=True, help="write model.onnx")
     args = parser.parse_args(argv)
-    path = args.folder / "model.onnx"
+    path = args.folder / ONNX
     try:
         difference = export_onnx(searchseg.from_pretrained(args.folder), path)
     except (PretrainedError, ExportError) as error:

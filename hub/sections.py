@@ -163,6 +163,10 @@ def _training(training: dict[str, Any]) -> str:
         f"{training['minutes']} minutes on {_machine(training['machine'])}",
         "weights after the last epoch; no epoch was chosen",
     ]
+    if "base_model" in training:
+        facts.insert(
+            0, f"architecture of {training['base_model']} at {training.get('base_revision')}, new weights"
+        )
     return "\n".join(f"- {fact}" for fact in facts) + f"\n\n    {training['command']}"
 
 

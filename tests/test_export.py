@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hub.export
-from hub.export import ExportError, export_onnx, main
+from hub.export import ExportError, check_onnx, export_onnx, main
 from searchseg import ModelConfig, save_pretrained
 from searchseg.baselines import UNet
 from searchseg.genotype import random_genotype
@@ -49,3 +49,18 @@ def test_the_command_writes_into_a_model_folder(tmp_path, capsys):
     assert main([str(folder), "--onnx"]) == 0
     assert (folder / "model.onnx").stat().st_size > 1000 and "torch within" in capsys.readouterr().out
     assert main([str(tmp_path), "--onnx"]) == 1 and "config.json is missing" in capsys.readouterr().err
+
+
+def test_a_file_of_other_weights_or_none_at_all_is_told(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, path = UNet((2, 4)).eval(), tmp_path / "model.onnx"
+    export_onnx(model, path)
+    check_onnx(model, path)
+    with pytest.raises(ExportError, match=r"differs from the model by .* write it again"):
+        check_onnx(UNet((2, 4)).eval(), path)
+    path.write_bytes(b"no graph")
+    with pytest.raises(ExportError, match=r"cannot be run .* or remove it"):
+        check_onnx(model, path)
+    monkeypatch.setattr(hub.export, "_difference", lambda model, path: None)
+    with pytest.raises(ExportError, match="pip install onnxruntime, or remove it"):
+        check_onnx(model, path)

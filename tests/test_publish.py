@@ -12,9 +12,10 @@ import pytest
 from run_folder import write_run
 
 import searchseg
+from hub import contents, remote
 from hub import publish as command
-from hub import remote
 from hub.contents import NAMES, Contents, read_model
+from hub.export import ExportError
 from hub.publish import PublishError, publish
 from hub.readme import END, START
 
@@ -221,6 +222,27 @@ def test_bad_branches_and_tags_are_refused_before_any_request(alice, folder):
     with pytest.raises(PublishError, match="leave out --branch and --tag"):
         publish(folder, ID, create_pr=True, tag="v1")
     assert not alice.requests
+
+
+def test_an_onnx_file_is_sent_when_it_is_this_model(alice, folder, tmp_path, monkeypatch):
+    def check(model, path: Path) -> None:
+        if path.read_bytes() != b"this model":
+            raise ExportError("it differs")
+
+    monkeypatch.setattr(contents, "check_onnx", check)
+    copy = copied(folder, tmp_path / "net")
+    (copy / "model.onnx").write_bytes(b"this model")
+    publish(copy, ID)
+    assert published_files(alice)["model.onnx"] == b"this model"
+    assert set(published_files(alice)) == SENT | {"model.onnx"} and publish(copy, ID).changed is False
+    (copy / "model.onnx").write_bytes(b"an earlier one")
+    before = snapshot(alice)
+    with pytest.raises(PublishError, match="it differs"):
+        publish(copy, ID)
+    assert snapshot(alice) == before
+    (copy / "model.onnx").unlink()
+    publish(copy, ID)
+    assert set(published_files(alice)) == SENT
 
 
 def damage(copy: Path, name: str) -> None:

@@ -1,15 +1,19 @@
 """Proves that one command takes rows to a model on the Hub, and that it goes on where it stopped."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 import searchseg
+import training.evaluate
 import training.retrain
+from hub.publish import publish
 from training import search
 from training.presets import PRESETS, RetrainSettings
 from training.run import main
@@ -108,3 +112,22 @@ def test_a_failed_publication_leaves_a_whole_run_and_says_how_to_try_again(
     hub.heal()
     assert search.main(["--resume", str(out)]) == 0
     assert set(hub.files("alice/found")) >= {"genotype.json", "README.md"}
+
+
+def test_a_published_genotype_is_trained_and_named_as_its_base(data, tmp_path, hub, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    found, net = tmp_path / "found", tmp_path / "net"
+    assert search.main(command(data, found, "--push-to-hub", "alice/found")) == 0
+    words = ["--recipe", "paper", "--epochs", "1", "--genotype"]
+    assert training.retrain.main(command(data, net, *words, "alice/found")) == 0
+    assert json.loads((net / "settings.json").read_text())["base_revision"] == hub.head("alice/found")
+    assert (net / "genotype.json").read_bytes() == hub.files("alice/found")["genotype.json"]
+    words = ["--task", "custom", "--classes", "dark,light", "--data", str(data), "--device", "cpu"]
+    assert training.evaluate.main([str(net), *words]) == 0
+    publish(net, "alice/net")
+    card = ModelCard(hub.files("alice/net")["README.md"].decode())
+    assert card.data.base_model == "alice/found"
+    assert f"architecture of alice/found at {hub.head('alice/found')}" in card.text
+    missing = command(data, tmp_path / "none", "--genotype", "alice/none")
+    assert training.retrain.main(missing) == 1
+    assert "the Hub has no alice/none" in capsys.readouterr().err

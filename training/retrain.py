@@ -8,6 +8,7 @@ recipes:
 examples:
   python -m training.retrain --genotype runs/pet/genotype.json --data FOLDER --recipe strong --out runs/net
   python -m training.retrain --architecture unet --data FOLDER --recipe strong --out runs/unet
+  python -m training.retrain --genotype me/pets --task custom --classes a,b --data me/leaves --out runs/leaves
   python -m training.retrain --resume runs/net
   accelerate launch --multi_gpu --num_processes 2 -m training.retrain --cpu --architecture unet --data FOLDER
     --out runs/unet   (two processes on a CPU)
@@ -35,9 +36,10 @@ from torch import nn
 from tqdm import tqdm
 
 from searchseg.config import ModelConfig
+from searchseg.download import DownloadError, find_snapshot
 from searchseg.genotype import Genotype
 from searchseg.network import UShapeConfig, config_arguments
-from searchseg.pretrained import build, save_pretrained
+from searchseg.pretrained import GENOTYPE, MAX_TEXT_BYTES, PretrainedError, build, save_pretrained
 from searchseg.task import Task
 from training.evaluate import evaluate_rows
 from training.files import load_checkpoint, read_lines, save_checkpoint, write_atomically, write_lines
@@ -208,6 +210,25 @@ def unet(settings: RetrainSettings, task: Task) -> nn.Module:
     return build(ModelConfig("unet", arguments, task.classes, task.colors, size))
 
 
+def genotype_of(source: str) -> tuple[Genotype, dict[str, str]]:
+    """The genotype in a file, or in a Hub repository ("user/name"), and then its origin for the record.
+
+    FileNotFoundError, GenotypeError or PretrainedError when there is none.
+    """
+    if Path(source).exists() or source.endswith(".json"):
+        return read_genotype(source), {}
+    try:
+        snapshot = find_snapshot(source, name=GENOTYPE)
+        snapshot.fetch(GENOTYPE, MAX_TEXT_BYTES)
+    except DownloadError as error:
+        raise PretrainedError(str(error)) from error
+    snapshot.remember()
+    return read_genotype(snapshot.folder / GENOTYPE), {
+        "base_model": source,
+        "base_revision": snapshot.commit,
+    }
+
+
 def read_genotype(path: str | Path) -> Genotype:
     """The genotype in a file; FileNotFoundError or GenotypeError when there is none."""
     return Genotype.from_json(Path(path).read_bytes())
@@ -216,7 +237,7 @@ def read_genotype(path: str | Path) -> Genotype:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.retrain", description=__doc__, formatter_class=Manual)
     what = top.add_argument_group("network").add_mutually_exclusive_group()
-    what.add_argument("--genotype", help="genotype.json of a search")
+    what.add_argument("--genotype", help="genotype.json of a search, or a Hub repository, user/name")
     what.add_argument("--architecture", choices=("unet",), help="a baseline instead")
     add_data_options(top, split="train")
     add_stream_options(top)
@@ -247,12 +268,13 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     given = {"epochs": args.epochs, "size": args.size}
     settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v})
     torch.manual_seed(args.seed)
-    found = read_genotype(args.genotype) if args.genotype else None
+    found, origin = genotype_of(args.genotype) if args.genotype else (None, {})
     model = searchnet(found, settings, task) if found else unet(settings, task)
     rows, held_out = learning_rows(args, data, revision, task, accelerator)
     record_settings(
         args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe),
         dataset=dataset_name(data), revision=revision, rows=len(rows),
+        **origin,
     )  # fmt: skip
     if accelerator.is_main_process and model.genotype is not None:
         write_atomically(args.out / "genotype.json", model.genotype.to_json())
