@@ -52,7 +52,7 @@ def lay_out(shelf: Shelf, runs: Path, training: bool) -> None:
         with gr.Tab("Search and publish"):
             grown.append(workshop.lay_out(runs))
     with gr.Tab("Models") as models_tab:
-        grown.append(catalogue.lay_out(shelf, models_tab, NETWORK, private_models=training))
+        grown += catalogue.lay_out(shelf, models_tab, NETWORK, private_models=training)
     choosers = [segmenting, comparing, drawing]
 
     def choices() -> list[gr.Dropdown]:

@@ -26,7 +26,8 @@ class CatalogueTab:
     shelf: Shelf
 
     def show(self) -> str:
-        """The models that this page can run now."""
+        """The models that this page can run now, with what the Hub cache of this machine holds."""
+        self.shelf.find_cached()
         rows = [
             (
                 model.name if model.commit is None else f"{model.name.partition('@')[0]} at {model.commit}",
@@ -81,8 +82,8 @@ def _row(model: HubModel) -> tuple[str, ...]:
     )
 
 
-def lay_out(shelf: Shelf, tab_item: gr.Tab, network: dict[str, Any], private_models: bool) -> Any:
-    """Components and events; returns the event after which the choosers of other tabs have to be filled.
+def lay_out(shelf: Shelf, tab_item: gr.Tab, network: dict[str, Any], private_models: bool) -> list[Any]:
+    """Components and events; returns the events after which the choosers of other tabs have to be filled.
 
     `private_models`: whether a token may be typed. A model on the shelf is seen by everybody who uses the
     page, so a public one offers no way to put private models there.
@@ -100,10 +101,10 @@ def lay_out(shelf: Shelf, tab_item: gr.Tab, network: dict[str, Any], private_mod
         ask = gr.Button("Ask the Hub")
         found = gr.HTML()
     private: dict[str, Any] = {"api_visibility": "private"}
-    tab_item.select(tab.show, None, models, **network, **private)
+    selected = tab_item.select(tab.show, None, models, **network, **private)
     loaded = gr.on(
         [load.click, repo_id.submit], tab.load, [repo_id, revision, token], told, **network, **private
     )
     loaded.then(lambda: "", None, token, **private)
     ask.click(tab.ask, author, found, **private)
-    return loaded.then(tab.show, None, models, **network, **private)
+    return [selected, loaded.then(tab.show, None, models, **network, **private)]

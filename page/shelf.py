@@ -16,6 +16,7 @@ from huggingface_hub import hf_hub_download, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 from PIL import Image
 
+from hub.metadata import is_hub_id
 from searchseg import Genotype, ModelConfig, PretrainedError, Segmentation, Segmenter
 from searchseg.cost import macs, parameters
 from searchseg.pretrained import build
@@ -164,6 +165,8 @@ class Shelf:
 
     def add(self, repo_id: str, revision: str | None = None, token: str | None = None) -> Model:
         """Load a Hub model and put it on the shelf as "user/name@commit"; PretrainedError says why not."""
+        if not is_hub_id(repo_id.strip()) or Path(repo_id.strip()).exists():  # no path of this server
+            raise PretrainedError(f"{repo_id.strip()!r:.120} is neither here nor a Hub id such as user/name")
         segmenter = Segmenter.from_pretrained(repo_id.strip(), revision=revision or None, token=token)
         commit = segmenter.commit
         if commit is None:  # a folder of this machine, which nobody outside should read

@@ -335,7 +335,7 @@ def test_models(open_tab: Open, scheme: str, width: int) -> None:
     ]  # fmt: skip
     for wrong, told in (
         ("", "Type the id"),
-        ("../x", "neither a folder nor a Hub id"),
+        ("../x", "nor a Hub id"),
         ("a/b", "not in the cache"),
     ):
         visit.page.get_by_label("Hub id").last.fill(wrong)
