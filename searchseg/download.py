@@ -15,19 +15,16 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
+
+from searchseg.faults import BrokenDownloadError, DownloadError, patiently
 
 if TYPE_CHECKING:
-    from httpx2 import Response
     from huggingface_hub import HfFileMetadata
 
-WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth try
-MOST_WAIT = 30.0  # seconds; a server that asks for more gets no further try
 SECONDS, SLOWEST = 60.0, 20_000  # a file of n bytes has 60 s + n / (20 kB/s), all tries together
-PASSING = {408, 429, 500, 502, 503, 504}  # states of a server that another try may find over
 
 PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 REPOSITORY = re.compile(rf"(?!.*(?:--|\.\.|\.git$))(?:{PART}/)?{PART}")
@@ -36,17 +33,6 @@ REVISION = re.compile(rf"(?=.{{1,200}}$)(?!.*\.\.){BRANCH}(?:/{BRANCH})*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NOT_ASKED = "(HF_HUB_OFFLINE=1 or local_files_only=True): load it once with the network"
-LOGIN = "log in with `hf auth login` or give token="
-
-T = TypeVar("T")
-
-
-class DownloadError(ValueError):
-    """A file that neither the Hub nor its cache gives; the message names the fault and the cure."""
-
-
-class BrokenDownloadError(DownloadError):
-    """A file that did not arrive as the server had announced it; worth another try."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +67,7 @@ class Snapshot:
                 f"in the cache, and the Hub is not asked {NOT_ASKED}"
             )
         began = time.monotonic()
-        _patiently(self.repository, lambda: self._fetch(name, most_bytes, began))
+        patiently(self.repository, lambda: self._fetch(name, most_bytes, began))
 
     def remember(self) -> None:
         """Let `revision` mean this commit while offline; to be called when all files are there."""
@@ -194,7 +180,7 @@ def find_snapshot(
                 f"Hub cannot be reached {NOT_ASKED}"
             )
     else:
-        commit = _patiently(repository, lambda: _ask(repository, revision, name, token)).commit_hash or ""
+        commit = patiently(repository, lambda: _ask(repository, revision, name, token)).commit_hash or ""
         if not COMMIT.fullmatch(commit):
             raise DownloadError(
                 f"{constants.ENDPOINT} does not answer as a Hub, it names no commit of {repository}: check "
@@ -260,87 +246,3 @@ def _ask(repository: str, revision: str, name: str, token: str | None) -> HfFile
 
     url = hf_hub_url(repository, name, revision=revision)
     return get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-
-
-def _patiently(repository: str, attempt: Callable[[], T]) -> T:
-    """What `attempt` gives, tried again after each of the faults that pass; any fault is a DownloadError."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for wait in (*WAITS, None):
-        try:
-            return attempt()
-        except BrokenDownloadError as error:
-            fault: DownloadError = error
-        except HfHubHTTPError as error:
-            fault = DownloadError(_refusal(repository, error.response))
-            asked = _retry_after(error.response)
-            if error.response.status_code not in PASSING or asked > MOST_WAIT:
-                raise fault from error
-            wait = None if wait is None else max(wait, asked)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            fault = DownloadError(_unreachable(repository, error))
-        except OSError as error:
-            raise DownloadError(
-                f"the cache {_cache(repository)} cannot be used: {error.strerror or error}; free some room, "
-                "or let HF_HOME name another folder"
-            ) from error
-        if wait is not None:
-            time.sleep(wait)
-    raise fault
-
-
-def _retry_after(response: Response) -> float:
-    """Seconds that the server asks to wait; 0 when it does not say."""
-    asked = response.headers.get("Retry-After", "")
-    return float(asked) if re.fullmatch(r"[0-9]{1,9}", asked) else 0.0
-
-
-def _unreachable(repository: str, error: Exception) -> str:
-    """A sentence for a request without an answer."""
-    import httpx2
-    from huggingface_hub import constants
-
-    what = f"{type(error).__name__}: {error}"[:120]
-    cached = "what is in the cache loads with local_files_only=True"
-    if isinstance(error, httpx2.ConnectTimeout) or not isinstance(
-        error, (httpx2.TimeoutException, httpx2.RemoteProtocolError, httpx2.ReadError)
-    ):
-        return (
-            f"{repository!r} is no folder here, and the Hub, {constants.ENDPOINT}, cannot be reached "
-            f"({what}): check the network and HF_ENDPOINT; {cached}"
-        )
-    fault = "is too slow" if isinstance(error, httpx2.TimeoutException) else "cuts the connection"
-    return f"the Hub, {constants.ENDPOINT}, {fault} for {repository} ({what}): try again later; {cached}"
-
-
-def _refusal(repository: str, response: Response) -> str:
-    """A sentence for an answer that is no file."""
-    status, code = response.status_code, response.headers.get("X-Error-Code", "")
-    request = (*response.history, response)[0].request  # the last one may have gone to a store of files
-    revision, _, name = request.url.path.rpartition("/resolve/")[2].rpartition("/")
-    if code == "GatedRepo":
-        return f"{repository} is gated: ask for access on its page on the Hub, then {LOGIN}"
-    if code == "RevisionNotFound":
-        return (
-            f"{repository} has no revision {revision!r}: give a branch, tag or commit of it, or none for main"
-        )
-    if code == "EntryNotFound":
-        return (
-            f"{repository} has no {name} at {revision}: this is not a searchseg model (and nothing but "
-            "safetensors is ever loaded); searchseg.save_pretrained writes one"
-        )
-    if status == 401 and code != "RepoNotFound" and "authorization" in request.headers:
-        return f"the Hub does not accept the token for {repository} (mistyped, expired?): {LOGIN}"
-    if status in (401, 404) or code == "RepoNotFound":
-        return f"the Hub has no {repository}, or it is private: check the name; if it is private, {LOGIN}"
-    if status == 403:
-        return f"no access to {repository} (403): ask its owner, and {LOGIN} that may read it"
-    if status == 429:
-        return (
-            f"too many requests for {repository} (429), and the Hub asks to wait "
-            f"{_retry_after(response) or 'some'} seconds: try again later, or {LOGIN}, which raises the limit"
-        )
-    if status in PASSING:
-        return f"the Hub is out of order ({status}) for {repository}: try again later"
-    return f"the Hub answers {status} for {name} of {repository}: check HF_ENDPOINT and the proxy"

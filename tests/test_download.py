@@ -1,5 +1,6 @@
 """Proves that a model of the Hub arrives whole and from one commit, or is one PretrainedError with a cure."""
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import hub_server
 import huggingface_hub
 import pytest
 import torch
@@ -19,7 +21,7 @@ from huggingface_hub import constants
 from test_pretrained import config_of, scores, searchnet, unet
 
 import searchseg
-from searchseg import PretrainedError, Segmenter, download, from_pretrained, save_pretrained
+from searchseg import PretrainedError, Segmenter, download, faults, from_pretrained, save_pretrained
 from searchseg.pretrained import MAX_TEXT_BYTES
 
 pytest_plugins = ["hub_fixture"]
@@ -61,7 +63,7 @@ def pauses(patch) -> list[float]:
     """The seconds that a download waited between its tries; nobody really waits for them."""
     waited: list[float] = []
     clock = {"monotonic": staticmethod(time.monotonic), "sleep": staticmethod(waited.append)}
-    patch.setattr(download, "time", type("Clock", (), clock))
+    patch.setattr(faults, "time", type("Clock", (), clock))
     return waited
 
 
@@ -451,6 +453,8 @@ ANSWERS = [
     (403, {"X-Error-Message": "Access to this resource is disabled."}, "no access to alice/net (403)"),
     (404, {}, "the Hub has no alice/net"),
     (400, {}, "the Hub answers 400 for"),
+    (409, {}, "the Hub answers 409 for"),
+    (412, {}, "the Hub answers 412 for"),
     (416, {}, "the Hub answers 416 for"),
 ]
 
@@ -579,6 +583,31 @@ def test_a_server_that_sends_too_slowly_is_given_up(there, patch):
     there.slow(WEIGHTS, 0.1, method="GET")
     refused("model.safetensors of alice/net comes too slowly")
     assert len(there.asked("GET", WEIGHTS)) == 1
+    nothing_half()
+
+
+def test_a_server_that_sends_a_little_now_and_then_is_given_up(there, patch, pauses):
+    patch.setattr(download, "SECONDS", 0.5)
+    patch.setattr(download, "SLOWEST", 1e12)
+    send = hub_server._Handler._send
+
+    def drip(handler, answer, shown):
+        if handler.command != "GET" or WEIGHTS not in shown:
+            return send(handler, answer, shown)
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(answer.body)))
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # the client has left
+            for byte in answer.body[:200]:  # 10 s, and every pause far below the client's limit of silence
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+        handler.close_connection = True
+        return None
+
+    patch.setattr(hub_server._Handler, "_send", drip)
+    began = time.monotonic()
+    refused("model.safetensors of alice/net comes too slowly")
+    assert time.monotonic() - began < 5 and len(there.asked("GET", WEIGHTS)) == 1 and not pauses
     nothing_half()
 
 
