@@ -114,13 +114,10 @@ def small(alice, monkeypatch) -> None:
     """A tree of three files, where only the upload counts: loading and copying a model takes a second."""
 
     def lay_out_little(folder: Path, *about: object) -> None:
-        for name, content in (
-            ("app.py", "print()"),
-            ("hub/models/net/config.json", "{}"),
-            ("README.md", "#"),
-        ):
+        texts = {"app.py": "print()", "hub/models/net/config.json": "{}", "README.md": front_matter("page")}
+        for name, content in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(content)
+            (folder / name).write_text(content, encoding="utf-8")
 
     monkeypatch.setattr(hub.deploy, "lay_out", lay_out_little)
 

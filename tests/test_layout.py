@@ -17,8 +17,8 @@ MAY_IMPORT = {
 NOT_IN_SEARCHSEG = {"gradio", "datasets", "argparse", "accelerate", "timm", "torchvision", "matplotlib"}
 # the leaves first: a module of the library imports only modules to its left
 ORDER = (
-    ("genotype", "images", "loss", "metric", "download"),
-    ("config", "task", "operations", "drawing", "derivation"),
+    ("genotype", "images", "loss", "metric", "faults"),
+    ("config", "task", "operations", "drawing", "derivation", "download"),
     ("mixed", "baselines"),
     ("cell",),
     ("network",),
