@@ -253,6 +253,14 @@ def test_what_is_no_upload_is_not_read(page: Page, payload: dict, meta: dict):
     page.check_unharmed()
 
 
+@pytest.mark.parametrize("meta", [UPLOAD, {}])
+def test_a_picture_elsewhere_on_the_server_is_not_read(page: Page, meta: dict):
+    photo = page.model.parent / "photo.png"
+    assert Image.open(photo).size == PICTURE.size
+    answer = page.ask(lambda: {"path": str(photo), **meta})
+    assert answer.kind == "error" and str(photo) not in json.dumps(answer.data)
+
+
 def test_a_file_that_is_too_large_is_refused_at_the_door(page: Page):
     files = {"files": ("large.png", bytes(20 * 2**20 + 1))}
     response = httpx.post(f"{page.server.url}/gradio_api/upload", files=files, timeout=60)
