@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 .PHONY: app test lint bench clean
 
+# two memory arenas: with one a thread, as is usual, what threads have freed stays with them
 app: .venv/app.installed
-	$(BIN)/python app.py
+	MALLOC_ARENA_MAX=2 $(BIN)/python app.py
 
 # a file stays with one process, so that what it builds once is built once
 test: .venv/dev.installed

@@ -8,10 +8,14 @@ SEARCHSEG_ALLOW_TRAINING=0 or 1 turns the tab for training off or on).
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+# read when gradio is imported: no analytics, and a short record of events, as gradio tabulates all of it anew
+# after every request (19 ms at its default of 10,000)
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 
 import gradio as gr
 
@@ -34,6 +38,8 @@ LAUNCH: dict[str, Any] = {
     "theme": THEME, "css_paths": [HERE / "page" / "style.css"],
     "head": f"<script>{(HERE / 'page' / 'elements.js').read_text()}</script>",
     "footer_links": ["api", "settings"], "run_history": False, "ssr_mode": False,
+    # each session, and every call of the API is one, keeps 160 KB: gradio's 10,000 of them would be 1.6 GB
+    "state_session_capacity": 200,
     "allowed_paths": [], "max_file_size": "20mb", "enable_monitoring": False, "share": False,
 }  # fmt: skip
 NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1}
@@ -59,7 +65,7 @@ def lay_out(shelf: Shelf, runs: Path, training: bool) -> None:
         shelf.refresh()
         return [gr.Dropdown(choices=shelf.choices) for _ in choosers]
 
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     demo = gr.context.Context.root_block
     demo.load(choices, None, choosers, **private)
     for event in grown:
@@ -73,7 +79,7 @@ def build_demo(models_folder: Path = MODELS, runs_folder: Path = RUNS, training:
     `training`: whether the page has the tab that searches and trains, with its runs in `runs_folder`.
     """
     shelf = Shelf(Path(models_folder).resolve(), Path(runs_folder).resolve())
-    with gr.Blocks(title="SearchSeg", analytics_enabled=False, delete_cache=(1800, 7200)) as demo:
+    with gr.Blocks(title="SearchSeg", analytics_enabled=False, delete_cache=(60, 600)) as demo:
         gr.Markdown(INTRO)
         if len(shelf):
             lay_out(shelf, Path(runs_folder).resolve(), training)
@@ -86,4 +92,6 @@ if __name__ == "__main__":
     train = workshop.allowed()
     if train:
         resume(RUNS)
-    build_demo(training=train).launch(**LAUNCH)
+    with tempfile.TemporaryDirectory(prefix="searchseg-") as uploads:  # gone with the server
+        os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+        build_demo(training=train).launch(**LAUNCH)

@@ -23,17 +23,13 @@ from hub.metadata import genotype_metadata, model_metadata
 from hub.readme import ReadmeError, compose, has_marks
 from hub.sections import genotype_section, model_section, model_title
 from searchseg.cost import parameters
-from searchseg.drawing import draw, draw_unet
+from searchseg.portrait import portrait
 from searchseg.pretrained import PretrainedError
 
 
 def architecture_svg(model: nn.Module) -> str:
     """The drawing of a loaded network."""
-    config = model.config
-    if model.genotype is None:
-        return draw_unet(config.arguments["widths"], image_size=config.image_size)
-    widths, stride = config.arguments["widths"], config.arguments["stem_stride"]
-    return draw(model.genotype, widths=widths, image_size=config.image_size, stem_stride=stride)
+    return portrait(model)
 
 
 def card_text(

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 import searchseg
+from searchseg.baselines import TITLES
 
-TITLES = {"searchnet": "SEARCH-Net", "unet": "UNet"}
 ABOUT = {
     "searchnet": (
         "A U-shaped segmentation network of eight cells whose operations were found by differentiable "

@@ -16,9 +16,9 @@ from page.segment import SegmentTab
 from page.shelf import Model, Shelf
 from page.views import quiet, table, warning
 from searchseg import Genotype
-from searchseg.cost import part_costs
-from searchseg.drawing import describe_cell, draw_alpha, draw_cell, draw_film, draw_unet
+from searchseg.drawing import describe_cell, draw_alpha, draw_cell, draw_film
 from searchseg.genotype import CELL_NAMES
+from searchseg.portrait import costs_of_parts, portrait
 from searchseg.pretrained import build
 
 MOST_EPOCHS = 500  # of a search that the page reads
@@ -82,9 +82,10 @@ class ArchitectureTab:
                 gives), commit or null
         """
         chosen = self.model(model)
+        network = network_of(chosen)
         parts = {
             name: {"parameters": cost.parameters, "macs": cost.macs, "shape": list(cost.shape)}
-            for name, cost in _parts(chosen).items()
+            for name, cost in costs_of_parts(network).items()
         }
         genotype = json.loads(chosen.genotype.to_json()) if chosen.genotype else None
         description = {
@@ -92,7 +93,7 @@ class ArchitectureTab:
             "arguments": chosen.config.arguments, "parameters": chosen.parameters, "macs": chosen.macs,
             "image_size": list(chosen.config.image_size), "genotype": genotype, "parts": parts,
         }  # fmt: skip
-        return draw(chosen) or "", description
+        return portrait(network), description
 
     def show(self, name: str) -> tuple[Any, ...]:
         """Everything of the tab for one model: network, genotype.json, the search's film and its slider."""
@@ -134,27 +135,22 @@ class ArchitectureTab:
 
     def _page_of(self, name: str) -> str:
         model = self.model(name)
-        drawn = draw(model)
+        network = network_of(model)
         rows = [
             (part, f"{cost.parameters:,}", f"{cost.macs / 1e6:,.1f} M", " × ".join(map(str, cost.shape)))
-            for part, cost in _parts(model).items()
+            for part, cost in costs_of_parts(network).items()
         ]
         seen = " × ".join(map(str, model.config.image_size))
         facts = f"{model.parameters:,} parameters, {model.macs / 1e9:.3f} GMACs for a picture of {seen}."
         numbers = table(("part", "parameters", "MACs", "gives (channels × height × width)"), rows, (1, 2, 3))
-        drawn = drawn or warning("There is no drawing of this architecture, its parts are below.")
-        return f"<architecture-view>{quiet(facts)}{drawn}{_cells(model)}{numbers}</architecture-view>"
+        shown = f"{quiet(facts)}{portrait(network)}{_cells(model)}{numbers}"
+        return f"<architecture-view>{shown}</architecture-view>"
 
 
-def draw(model: Model) -> str | None:
-    """SVG of the whole network; None for an architecture that has no drawing."""
-    size = model.config.image_size
-    if model.genotype is not None:
-        u = searchseg.UShapeConfig(**model.config.arguments)
-        return searchseg.draw(model.genotype, widths=u.widths, image_size=size, stem_stride=u.stem_stride)
-    if model.config.architecture == "unet":
-        return draw_unet(searchseg.UNetConfig(**model.config.arguments).widths, image_size=size)
-    return None
+def network_of(model: Model) -> torch.nn.Module:
+    """The network without weights, for its drawing and its numbers."""
+    with torch.device("meta"):
+        return build(model.config, model.genotype)
 
 
 def _cells(model: Model) -> str:
@@ -172,25 +168,6 @@ def _cells(model: Model) -> str:
     )
     hint = quiet("Open a cell: click it in the drawing or here.")
     return f'{hint}<div class="cells" role="group" aria-label="Cells">{buttons}</div>{sections}'
-
-
-def _parts(model: Model) -> dict[str, Any]:
-    """Costs of the parts that the drawing names: stem, cells and head, or the children of another network."""
-    with torch.device("meta"):
-        network = build(model.config, model.genotype)
-    children = dict(network.named_children())
-    if model.genotype is not None:
-        children = {"stem": network.stem, **network.cells(), "head": network.head}
-    singles = {
-        name: module for name, module in children.items() if not isinstance(module, torch.nn.ModuleList)
-    }
-    lists = {
-        f"{name} {place}": module
-        for name, several in children.items()
-        if isinstance(several, torch.nn.ModuleList)
-        for place, module in enumerate(several, start=1)
-    }
-    return part_costs(network, singles | lists, model.config.image_size)
 
 
 def lay_out(shelf: Shelf) -> tuple[gr.Dropdown, Any]:
@@ -213,12 +190,12 @@ def lay_out(shelf: Shelf) -> tuple[gr.Dropdown, Any]:
     with gr.Accordion("genotype.json", open=False):
         code = gr.Code(language="json", label="genotype.json", interactive=False, max_lines=20)
     outputs = [network, code, film, epoch, frame, alphas]
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     model.change(tab.show, model, outputs, **private)
     epoch.input(tab.epoch, [model, epoch], [frame, alphas], trigger_mode="always_last", **private)
     with gr.Row(visible=False):
         name = gr.Textbox(default.name, label="Network")
         drawing, description = gr.Textbox(label="Drawing"), gr.JSON(label="Description")
         run = gr.Button()
-    run.click(tab.architecture, name, [drawing, description], api_name="architecture")
+    run.click(tab.architecture, name, [drawing, description], api_name="architecture", queue=False)
     return model, lambda demo: demo.load(tab.show, model, outputs, **private)

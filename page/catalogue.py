@@ -105,6 +105,6 @@ def lay_out(shelf: Shelf, tab_item: gr.Tab, network: dict[str, Any], private_mod
     loaded = gr.on(
         [load.click, repo_id.submit], tab.load, [repo_id, revision, token], told, **network, **private
     )
-    loaded.then(lambda: "", None, token, **private)
+    loaded.then(lambda: "", None, token, queue=False, **private)
     ask.click(tab.ask, author, found, **private)
     return [selected, loaded.then(tab.show, None, models, **network, **private)]

@@ -140,7 +140,7 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
     asked = gr.on(
         [button.click, picture.change], tab.show, [picture, models], shown, api_visibility="private", **live
     )
-    asked.failure(lambda: NOTHING_YET, None, shown, api_visibility="private")
+    asked.failure(lambda: NOTHING_YET, None, shown, queue=False, api_visibility="private")
     with gr.Row(visible=False):
         source = only_uploads(gr.Image(type="filepath", label="Picture"))
         names: Any = gr.JSON(first_two(shelf), label="Networks")

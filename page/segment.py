@@ -206,8 +206,9 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
     live: dict[str, Any] = {"trigger_mode": "always_last", "show_progress_on": shown, **network, **private}
     asked = gr.on([button.click, picture.change, model.input], tab.show, inputs, results, **live)
     asked.success(tab.downloads, inputs, buttons, show_progress="hidden", **network, **private)
-    asked.failure(nothing, None, [*results, *buttons], **private)
-    model.change(tab.describe, model, about, show_progress="hidden", **private)
+    # cheap events stay out of the queue: it is one for all, and pictures may have filled it
+    asked.failure(nothing, None, [*results, *buttons], queue=False, **private)
+    model.change(tab.describe, model, about, show_progress="hidden", queue=False, **private)
     gr.on([fetch.click, address.submit], None, address, fetched, js=FETCH, **private)
     several.click(
         tab.segment_several, [files, model], [gallery, archive, told], show_progress_on=gallery, **network,

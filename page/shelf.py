@@ -18,11 +18,10 @@ from PIL import Image
 
 from hub.metadata import is_hub_id
 from searchseg import Genotype, ModelConfig, PretrainedError, Segmentation, Segmenter
+from searchseg.baselines import TITLES
 from searchseg.cost import macs, parameters
 from searchseg.pretrained import build
 
-NAMES = {"searchnet": "SEARCH-Net", "unet": "UNet", "fpn": "FPN", "deeplabv3": "DeepLabV3",
-         "unetplusplus": "UNet++", "setr": "SETR"}  # fmt: skip
 OPTIONAL_FILES = ("metrics.json", "search/genotype.jsonl", "search/alpha.jsonl")
 LARGEST_FILE = 64 * 2**20  # of a search's record; a longer one is left out
 SEGMENTERS = 8  # networks kept in memory
@@ -68,7 +67,7 @@ class Model:
         called = self.name.removeprefix(architecture).replace("-", " ").strip()
         if self.commit:
             called = f"{self.name.partition('@')[0]} at {self.commit[:7]}"
-        return ", ".join(filter(None, (NAMES.get(architecture, architecture), called)))
+        return ", ".join(filter(None, (TITLES.get(architecture, architecture), called)))
 
     @property
     def label(self) -> str:

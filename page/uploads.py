@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -16,6 +19,8 @@ from PIL import Image
 
 NO_PICTURE = "Choose a picture first: upload one, take a photo or paste it."
 NO_FILE = "Send the picture as an uploaded file, not as a web address or a path."
+SWEEP_EVERY, EMPTY_SECONDS = 100, 600
+_folders = itertools.count()
 LONGEST_STEM = 60  # of a name that came with an upload and goes out with its results
 
 
@@ -81,7 +86,17 @@ def stem(path: str | None) -> str:
 def new_folder() -> Path:
     """A folder that no other request writes to, where gradio serves files and in time deletes them."""
     os.makedirs(get_upload_folder(), exist_ok=True)
+    if next(_folders) % SWEEP_EVERY == 0:
+        sweep(Path(get_upload_folder()))
     return Path(tempfile.mkdtemp(dir=get_upload_folder()))
+
+
+def sweep(root: Path) -> None:
+    """Remove folders that have been empty for EMPTY_SECONDS: gradio deletes only the files in them."""
+    for entry in os.scandir(root):
+        with contextlib.suppress(OSError):  # not empty, or swept by somebody else
+            if entry.is_dir() and time.time() - entry.stat().st_mtime > EMPTY_SECONDS:
+                os.rmdir(entry.path)
 
 
 def save(source: str | None, pictures: Mapping[str, Image.Image]) -> list[str]:

@@ -285,7 +285,7 @@ def lay_out(runs: Path) -> Any:
     outputs = [chosen, timer, words, loss, miou, drawn, alphas, log, stop, proceed, send]
     form = [name, source, dataset, revision, task, columns, classes, ignored, archive, preset, minutes]
     hidden: dict[str, Any] = {"api_visibility": "private"}
-    quietly: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 2, **hidden}
+    quietly: dict[str, Any] = {"show_progress": "hidden", "queue": False, **hidden}
     source.input(
         lambda kind: [gr.Group(visible=kind == HUB_CHOICE), gr.Group(visible=kind == ZIP_CHOICE),
                       gr.Group(visible=kind != SHAPES_CHOICE)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +40,11 @@ def macs(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class PartCost:
-    """What a part of a network costs for one picture, and the (C, H, W) that it gives."""
+    """What a part of a network costs for one picture, and the shape, (C, H, W), of what it gives."""
 
     parameters: int
     macs: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
 
 def part_costs(
@@ -56,16 +57,17 @@ def part_costs(
     ghost = copy.deepcopy(network).to("meta").eval()
     names = {id(module): name for name, module in network.named_modules()}
     spent: dict[str, int] = dict.fromkeys(parts, 0)
-    shapes: dict[str, tuple[int, int, int]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
 
         def before(part: str) -> None:
             spent[part] -= counter.get_total_flops()
 
-        def after(part: str, output: Tensor) -> None:
+        def after(part: str, output: Any) -> None:
             spent[part] += counter.get_total_flops()
-            _, channels, height, width = output.shape
-            shapes[part] = (channels, height, width)
+            while not isinstance(output, Tensor):  # an encoder gives a pyramid: its deepest level
+                output = output[-1]
+            shapes[part] = tuple(output.shape[1:])
 
         for part, module in parts.items():
             twin = ghost.get_submodule(names[id(module)])

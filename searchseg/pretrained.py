@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from searchseg.baselines import UNet, UNetConfig
+from searchseg.baselines import BASELINES, UNetConfig
 from searchseg.config import ConfigError, ModelConfig
 from searchseg.download import DownloadError, find_snapshot
 from searchseg.genotype import Genotype, GenotypeError, no_duplicates
@@ -44,14 +44,18 @@ def _searchnet(arguments: dict[str, Any], genotype: Genotype | None) -> nn.Modul
     return SearchNet(UShapeConfig(**arguments), genotype)
 
 
-def _unet(arguments: dict[str, Any], genotype: Genotype | None) -> nn.Module:
-    config = UNetConfig(**arguments)
-    return UNet(config.widths, config.num_classes)
+def _baseline(name: str) -> Callable[[dict[str, Any], Genotype | None], nn.Module]:
+    def construct(arguments: dict[str, Any], genotype: Genotype | None) -> nn.Module:
+        if "pretrained" in arguments:  # its weights come from the folder, a config.json starts no download
+            raise ValueError("unexpected argument 'pretrained'")
+        return BASELINES[name](**arguments)
+
+    return construct
 
 
 ARCHITECTURES: dict[str, Callable[[dict[str, Any], Genotype | None], nn.Module]] = {
     "searchnet": _searchnet,
-    "unet": _unet,
+    **{name: _baseline(name) for name in BASELINES},
 }
 
 
@@ -183,6 +187,8 @@ def arguments_of(model: nn.Module) -> dict[str, Any]:
     arguments = getattr(model, "arguments", None)
     if isinstance(arguments, (UShapeConfig, UNetConfig)):
         return {**asdict(arguments), "widths": list(arguments.widths)}
+    if isinstance(arguments, dict) and getattr(model, "architecture", None) in BASELINES:
+        return dict(arguments)
     raise PretrainedError(f"{type(model).__name__} is not one of our networks")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import app
-from page import segment
+from page import segment, uploads
 from page.shelf import Shelf
 from page.uploads import NO_FILE
 from page.views import view
@@ -251,6 +252,16 @@ def test_architecture_adds_up(client: Client) -> None:
     assert found["parameters"] == sum(p.numel() for p in network.parameters())
     _, found = client.predict("unet-tiny", api_name="/architecture")
     assert found["genotype"] is None and len(found["parts"]) > 2
+
+
+def test_empty_folders_of_old_results_go(tmp_path: Path) -> None:
+    for name in ("old", "new", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "mask.png").write_bytes(b"x")
+    for name in ("old", "full"):
+        os.utime(tmp_path / name, (0, 0))
+    uploads.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "new"]
 
 
 def test_page_without_models_says_so(tmp_path: Path) -> None:

@@ -35,11 +35,19 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
+from searchseg.baselines import BASELINES
 from searchseg.config import ModelConfig
 from searchseg.download import DownloadError, find_snapshot
 from searchseg.genotype import Genotype
 from searchseg.network import UShapeConfig, config_arguments
-from searchseg.pretrained import GENOTYPE, MAX_TEXT_BYTES, PretrainedError, build, save_pretrained
+from searchseg.pretrained import (
+    GENOTYPE,
+    MAX_TEXT_BYTES,
+    PretrainedError,
+    arguments_of,
+    build,
+    save_pretrained,
+)
 from searchseg.task import Task
 from training.evaluate import evaluate_rows
 from training.files import load_checkpoint, read_lines, save_checkpoint, write_atomically, write_lines
@@ -203,11 +211,34 @@ def searchnet(genotype: Genotype, settings: RetrainSettings, task: Task) -> nn.M
     return build(config, genotype)
 
 
-def unet(settings: RetrainSettings, task: Task) -> nn.Module:
-    """The UNet that a SEARCH-Net of `settings` is held against, with fresh weights and its ModelConfig."""
-    arguments = {"widths": list(settings.unet_widths), "num_classes": len(task.classes)}
+def baseline(
+    architecture: str,
+    settings: RetrainSettings,
+    task: Task,
+    encoder: str | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
+    """A network that a SEARCH-Net of `settings` is held against, with fresh weights and its ModelConfig.
+
+    `encoder` and `pretrained` (ImageNet weights in it) are for architectures that stand on one. Raises
+    PretrainedError for an encoder that does not fit.
+    """
+    arguments: dict[str, Any] = {"num_classes": len(task.classes)}
+    if architecture == "unet":
+        if encoder or pretrained:
+            raise PretrainedError("unet has no encoder to choose: leave out --encoder and --encoder-weights")
+        arguments["widths"] = list(settings.unet_widths)
+    elif encoder:
+        arguments["encoder"] = encoder
     size = (settings.size, settings.size)
-    return build(ModelConfig("unet", arguments, task.classes, task.colors, size))
+    config = ModelConfig(architecture, arguments, task.classes, task.colors, size)
+    model = build(config)
+    # its defaults too: what is saved must not depend on those of a later version
+    full = dataclasses.replace(config, arguments=arguments_of(model))
+    model.config = full  # type: ignore[assignment]
+    if pretrained:
+        model.load_state_dict(BASELINES[architecture](**full.arguments, pretrained=True).state_dict())
+    return model
 
 
 def genotype_of(source: str) -> tuple[Genotype, dict[str, str]]:
@@ -238,9 +269,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.retrain", description=__doc__, formatter_class=Manual)
     what = top.add_argument_group("network").add_mutually_exclusive_group()
     what.add_argument("--genotype", help="genotype.json of a search, or a Hub repository, user/name")
-    what.add_argument("--architecture", choices=("unet",), help="a baseline instead")
+    what.add_argument("--architecture", choices=tuple(BASELINES), help="a baseline instead")
     add_data_options(top, split="train")
     add_stream_options(top)
+    borrowed = top.add_argument_group("encoder of a baseline")
+    borrowed.add_argument("--encoder", help="such as resnet18 (default: the architecture's own)")
+    borrowed.add_argument("--encoder-weights", choices=("imagenet",), help="begin with these, downloaded")
     group = top.add_argument_group("training")
     group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
     group.add_argument(
@@ -255,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     top = parser()
     args = parse(top, argv)
     if not args.genotype and not args.architecture:
-        top.error("give --genotype G.json or --architecture unet")
+        top.error(f"give --genotype G.json or --architecture {'|'.join(BASELINES)}")
     if args.resume and args.genotype:  # the run folder has its own copy
         args.genotype = str(args.resume / "genotype.json")
     return perform(_run, args, argv, "training.retrain")
@@ -269,7 +303,10 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v})
     torch.manual_seed(args.seed)
     found, origin = genotype_of(args.genotype) if args.genotype else (None, {})
-    model = searchnet(found, settings, task) if found else unet(settings, task)
+    if found:
+        model = searchnet(found, settings, task)
+    else:
+        model = baseline(args.architecture, settings, task, args.encoder, bool(args.encoder_weights))
     rows, held_out = learning_rows(args, data, revision, task, accelerator)
     record_settings(
         args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe),

@@ -5,6 +5,7 @@ from searchseg.drawing.cell import CellLayout, RoutedEdge, describe_cell, draw_c
 from searchseg.drawing.film import draw_film
 from searchseg.drawing.network import draw, draw_unet
 from searchseg.drawing.notation import CELL_INPUTS, OPERATION_COLORS
+from searchseg.drawing.parts import draw_parts
 
 __all__ = [
     "CELL_INPUTS",
@@ -16,6 +17,7 @@ __all__ = [
     "draw_alpha",
     "draw_cell",
     "draw_film",
+    "draw_parts",
     "draw_unet",
     "layout_cell",
 ]

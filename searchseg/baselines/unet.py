@@ -1,4 +1,4 @@
-"""Networks to hold a SEARCH-Net against."""
+"""The plain UNet, of any widths."""
 
 from __future__ import annotations
 
