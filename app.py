@@ -79,7 +79,7 @@ def build_demo(models_folder: Path = MODELS, runs_folder: Path = RUNS, training:
     `training`: whether the page has the tab that searches and trains, with its runs in `runs_folder`.
     """
     shelf = Shelf(Path(models_folder).resolve(), Path(runs_folder).resolve())
-    with gr.Blocks(title="SearchSeg", analytics_enabled=False, delete_cache=(60, 600)) as demo:
+    with gr.Blocks(title="SearchSeg", analytics_enabled=False, delete_cache=(300, 3600)) as demo:
         gr.Markdown(INTRO)
         if len(shelf):
             lay_out(shelf, Path(runs_folder).resolve(), training)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
-from page.uploads import new_folder
 from page.views import quiet, warning
 from searchseg import task as tasks
 
@@ -28,16 +28,15 @@ def rows_of_dataset() -> tuple[Any, str]:
 
 
 @functools.lru_cache(maxsize=1)
-def _photos() -> list[str]:
-    """Paths of the photos, streamed once as long as the page runs."""
+def _photos() -> list[Image.Image]:
+    """The photos, streamed once as long as the page runs."""
     import datasets
 
     task = tasks.pet()
     rows = datasets.load_dataset(task.dataset, split="test", revision=task.revision, streaming=True)
-    folder, paths = new_folder(), []
-    for number, row in enumerate(rows.select_columns([task.image_column]).take(PHOTOS)):
-        picture = row[task.image_column].convert("RGB")
-        picture.thumbnail((1024, 1024))
-        picture.save(folder / f"pet-{number}.jpg", quality=90)
-        paths.append(str(folder / f"pet-{number}.jpg"))
-    return paths
+    photos = []
+    for row in rows.select_columns([task.image_column]).take(PHOTOS):
+        photo = row[task.image_column].convert("RGB")
+        photo.thumbnail((1024, 1024))
+        photos.append(photo)
+    return photos

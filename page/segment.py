@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from page.examples import DRAWN, rows_of_dataset
 from page.shelf import Model, Shelf
-from page.uploads import NO_PICTURE, new_folder, only_uploaded_files, only_uploads, refuse, save, stem
+from page.uploads import GONE, NO_PICTURE, new_folder, only_uploaded_files, only_uploads, refuse, save, stem
 from page.views import DISPLAYED_SIDE, quiet, view, warning
 from searchseg import ImageError, PretrainedError, Segmentation
 
@@ -45,6 +45,8 @@ class SegmentTab:
         try:
             return self.shelf.segmentation(model.name, picture)
         except (ImageError, PretrainedError) as error:
+            if not Path(picture).exists():
+                raise refuse(GONE) from error
             raise refuse(str(error).replace(str(model.folder), model.name)) from error
 
     def segment(self, picture: str | None, model: str, opacity: float = 0.5) -> tuple[Any, ...]:
@@ -222,7 +224,9 @@ def _examples(picture: gr.Image) -> None:
     with gr.Accordion("Examples", open=True):
         gr.Examples([[str(path)] for path in DRAWN], picture, label="Drawn for this page")
         more = gr.Button("Photos from Oxford-IIIT Pet", size="sm")
-        photos = gr.Gallery(visible=False, columns=4, height=150, label="Click one", allow_preview=False)
+        photos = gr.Gallery(
+            visible=False, format="jpeg", columns=4, height=150, label="Click one", allow_preview=False
+        )
         credit = gr.HTML()
     more.click(rows_of_dataset, None, [photos, credit], api_visibility="private")
     photos.select(_chosen, None, picture, api_visibility="private")

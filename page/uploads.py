@@ -19,7 +19,8 @@ from PIL import Image
 
 NO_PICTURE = "Choose a picture first: upload one, take a photo or paste it."
 NO_FILE = "Send the picture as an uploaded file, not as a web address or a path."
-SWEEP_EVERY, EMPTY_SECONDS = 100, 600
+GONE = "This picture is no longer on the server: choose it again."
+SWEEP_EVERY, EMPTY_SECONDS, MOST_BYTES = 100, 600, 4 * 2**30
 _folders = itertools.count()
 LONGEST_STEM = 60  # of a name that came with an upload and goes out with its results
 
@@ -92,7 +93,23 @@ def new_folder() -> Path:
 
 
 def sweep(root: Path) -> None:
-    """Remove folders that have been empty for EMPTY_SECONDS: gradio deletes only the files in them."""
+    """Keep uploads and results within MOST_BYTES, the oldest go first, and remove folders long empty.
+
+    gradio deletes by age, and files only: neither bounds what a busy hour of large pictures leaves.
+    """
+    files = []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with contextlib.suppress(OSError):  # deleted meanwhile
+                facts = os.stat(path := os.path.join(folder, name))
+                files.append((facts.st_mtime, facts.st_size, path))
+    kept = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if kept <= MOST_BYTES:
+            break
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        kept -= size
     for entry in os.scandir(root):
         with contextlib.suppress(OSError):  # not empty, or swept by somebody else
             if entry.is_dir() and time.time() - entry.stat().st_mtime > EMPTY_SECONDS:

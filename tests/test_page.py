@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import app
-from page import segment, uploads
+from page import examples, segment, uploads
 from page.shelf import Shelf
 from page.uploads import NO_FILE
 from page.views import view
@@ -262,6 +264,31 @@ def test_empty_folders_of_old_results_go(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (0, 0))
     uploads.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "new"]
+
+
+def test_the_oldest_results_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for age, name in enumerate(("newest", "newer", "older", "oldest")):
+        (tmp_path / f"{name}.png").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{name}.png", (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(uploads, "MOST_BYTES", 250)
+    uploads.sweep(tmp_path)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["newer", "newest"]
+
+
+def test_photos_of_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, told = examples.rows_of_dataset()  # offline
+    assert gallery.visible is False and "cannot be reached" in told
+    rows = [{"image": Image.new("RGB", (2000, 10 + n)), "label": n} for n in range(20)]
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: stream)
+    gallery, told = examples.rows_of_dataset()
+    assert "CC BY-SA 4.0" in told and len(gallery.value.root) == examples.PHOTOS
+    examples._photos.cache_clear()
+
+
+def test_a_picture_that_was_deleted_says_so(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(gr.Error, match="no longer on the server"):
+        segment.SegmentTab(Shelf(folder)).run(str(tmp_path / "gone.jpg"), "unet-tiny")
 
 
 def test_page_without_models_says_so(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from searchseg.cost import macs, parameters
 from searchseg.genotype import Genotype
 from searchseg.pretrained import from_pretrained
 from searchseg.task import Task, TaskError
+from training import table
 from training.evaluate import evaluate_rows
 from training.files import read_lines, write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, machine, task_of
@@ -204,6 +205,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if any(word == "--table" or word.startswith("--table=") for word in words):
+        return table.main(argv)
     top = parser()
     given = top.parse_args(argv)
     args = parse(top, argv)

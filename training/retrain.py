@@ -137,10 +137,12 @@ def retrain(
     seed: int,
     held_out: Any = None,
     workers: int = 0,
+    keep_best: bool = False,
 ) -> nn.Module:
     """Train `model` (it carries its ModelConfig) on `rows`, a table or a stream, or continue.
 
-    Returns the network kept.
+    Returns the network kept. `keep_best` saves besides, in `out` / "best", the one of the epoch with the best
+    mIoU on `held_out`.
     """
     accelerator.free_memory()  # of an earlier network: compare trains several in one process
     main = accelerator.is_main_process
@@ -186,6 +188,8 @@ def retrain(
         if main:
             write_lines(out / "history.jsonl", history)
             save_pretrained(training.result, out, config)
+            if keep_best and record["held_out_miou"] == max(row["held_out_miou"] for row in history):
+                save_pretrained(training.result, out / "best", config)
             save_checkpoint(out / "checkpoint.pt", {"epoch": epoch + 1, "training": training.state_dict()})
         accelerator.wait_for_everyone()
     bar.close()

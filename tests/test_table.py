@@ -1,0 +1,157 @@
+"""Proves that a table scores every system alike, chooses epochs on validation, grows, and knows its doubt."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from searchseg.genotype import random_genotype
+from searchseg.pretrained import from_pretrained
+from searchseg.task import pet
+from training import compare
+from training.bootstrap import miou, paired_bootstrap
+from training.evaluate import evaluate_rows
+from training.files import read_lines
+from training.presets import PRESETS, Preset, RetrainSettings
+from training.rows import CheckedRows, load_rows
+from training.systems import picture_counts
+from training.table import PAPER, intervals_of
+
+
+def counts_of(truth: list[list[int]], answer: list[list[int]], classes: int = 2) -> np.ndarray:
+    """Confusion counts of pictures given as flat lists of class ids."""
+    found = np.zeros((len(truth), classes, classes), np.int64)
+    for picture, (t, a) in enumerate(zip(truth, answer, strict=True)):
+        np.add.at(found[picture], (t, a), 1)
+    return found
+
+
+def test_miou_by_hand() -> None:
+    counts = counts_of([[0, 0, 1, 1]], [[0, 1, 1, 1]])
+    assert miou(counts[0]) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert miou(counts_of([[0, 0]], [[0, 0]])[0]) == 1  # class 1 occurs nowhere
+
+
+def test_bootstrap_knows_luck_from_merit() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 2, (60, 50))
+    flip = random.random((2, 60, 50))
+    good, bad = (np.where(flip[k] < rate, 1 - truth, truth) for k, rate in enumerate((0.05, 0.2)))
+    one, other = counts_of(truth, good), counts_of(truth, bad)
+    found = paired_bootstrap(one, other)
+    assert found.decided and found.low < found.difference < found.high
+    assert found.difference == pytest.approx(miou(one.sum(0)) - miou(other.sum(0)))
+    same = paired_bootstrap(one, one)
+    assert (same.low, same.difference, same.high) == (0, 0, 0) and not same.decided
+    again = np.where(random.random(truth.shape) < 0.05, 1 - truth, truth)
+    lucky = paired_bootstrap(one, counts_of(truth, again))
+    assert lucky.low < 0 < lucky.high and not lucky.decided
+    assert paired_bootstrap(one, other) == found  # one seed, one answer
+    with pytest.raises(ValueError, match="equal shapes"):
+        paired_bootstrap(one, other[:-1])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pet rows in miniature: a light box on dark noise, its rim marked as border in the trimap."""
+    folder, numbers = tmp_path_factory.mktemp("pet"), np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 5)):
+        rows = []
+        for number in range(count):
+            pixels, trimap = numbers.integers(0, 90, (40, 40, 3), np.uint8), np.full((40, 40), 2, np.uint8)
+            left, top = numbers.integers(2, 16, 2)
+            trimap[top : top + 18, left : left + 18] = 3
+            trimap[top + 2 : top + 16, left + 2 : left + 16] = 1
+            pixels[top : top + 18, left : left + 18] = 220
+            image, mask = Image.fromarray(pixels), Image.fromarray(trimap)
+            rows.append({"image": image, "label": number % 2, "segmentation_mask": mask})
+        found = datasets.Dataset.from_list(rows)
+        found.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(tmp_path, monkeypatch):
+    final = RetrainSettings((2, 4, 4, 4), 2, (2, 2, 2, 4), 32, 3, 8)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(PRESETS, "tiny", Preset(PRESETS["smoke"].search, final))
+
+
+def run(data: Path, out: Path, *more: str) -> int:
+    genotype = out.parent / "genotype.json"
+    genotype.write_text(random_genotype(1, seed=0).to_json())
+    words = ["--table", "pet", "--data", str(data), "--preset", "tiny", "--cpu", "--hold-out", "0.2"]
+    place = ["--resume", str(out)] if out.exists() else ["--out", str(out), "--genotype", str(genotype)]
+    return compare.main([*words, *place, *more])
+
+
+def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "table"
+    assert run(data, out, "--systems", "unet,searchnet") == 0
+    document = json.loads((out / "table.json").read_text())
+    assert [(r["system"], r["seed"]) for r in document["trainings"]] == [("searchnet", 0), ("unet", 0)]
+    for record in document["trainings"]:
+        folder = out / f"{record['system']}-seed0"
+        history = read_lines(folder / "history.jsonl")
+        assert record["validation_miou"] == max(row["held_out_miou"] for row in history)
+        assert history[record["epoch"] - 1]["held_out_miou"] == record["validation_miou"]
+        best = from_pretrained(folder / "best")
+        for rule, score in (("ignore", record["miou"]), ("pet", None)):
+            task = pet(rule)
+            rows = CheckedRows(load_rows(str(data), "test", None, task), task, None, "rows", quiet=True)
+            scores = evaluate_rows(best, rows, task, "cpu", quiet=True)
+            if score is None:
+                assert record["foreground_iou_border_as_pet"] == pytest.approx(scores.iou[1], abs=1e-6)
+            else:
+                assert score == pytest.approx(scores.miou, abs=1e-6)
+                assert record["dice_loss"] == pytest.approx(scores.dice_loss, abs=1e-6)
+    text = (out / "table.md").read_text()
+    assert "| SEARCH-Net | 1 |" in text and "| UNet | 1 |" in text and "Protocol: data folder" in text
+    assert f"mIoU {PAPER['pet']['unet'][1]} %" in text and "protocol unknown" in text
+    for name in ("loss.png", "miou.png", "cost.png", "pictures.png"):
+        with Image.open(out / name) as figure:
+            assert min(figure.size) > 300
+    against = intervals_of(document["trainings"], out)
+    assert document["against searchnet"] == against and set(against) == {"unet"}
+
+    before = (out / "unet-seed0" / "model.safetensors").stat().st_mtime_ns
+    assert run(data, out, "--systems", "fcn") == 0
+    grown = json.loads((out / "table.json").read_text())["trainings"]
+    assert [record["system"] for record in grown] == ["searchnet", "unet", "fcn"]
+    assert (out / "unet-seed0" / "model.safetensors").stat().st_mtime_ns == before, "trained twice"
+    assert grown[:2] == document["trainings"]
+    capsys.readouterr()
+
+
+def test_wrong_systems_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "other", "--systems", "vgg")
+    assert "--systems takes searchnet,unet" in capsys.readouterr().err
+    assert run(data, tmp_path / "none", "--hold-out", "0") == 1
+    assert "rows to choose the epoch on" in capsys.readouterr().err
+
+
+def test_counts_ignore_what_the_task_ignores(data: Path, tmp_path: Path) -> None:
+    task = pet()
+    rows = CheckedRows(load_rows(str(data), "test", None, task), task, None, "rows", quiet=True)
+
+    class Always(torch.nn.Module):
+        """Says pet for every pixel."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            from searchseg import ModelConfig
+
+            self.config = ModelConfig("unet", {}, task.classes, task.colors, (32, 32))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            ones = torch.ones(len(image), 1, *image.shape[2:])
+            return torch.cat([-ones, ones], 1)
+
+    counts, losses, _ = picture_counts(Always(), rows, task, "cpu")
+    assert counts.shape == (5, 2, 2) and (counts[:, :, 0] == 0).all() and len(losses) == 5
+    assert (counts[:, 1, 1] == 14 * 14).all() and (counts[:, 0, 1] == 40 * 40 - 18 * 18).all()

@@ -1,0 +1,263 @@
+"""Train and score the systems of the paper by one recipe, and write the table and its figures.
+
+Same rows, size, augmentation, epochs, recipe and seeds for all; the epoch of each training is chosen by its
+mIoU on validation rows, the test rows are read once for each training. --resume continues after a stop and
+takes more --systems or --seeds: trainings that are done are kept.
+
+examples:
+  python -m training.compare --table pet --data DATA --split train+train_extra --out results/pet
+  python -m training.compare --table camvid --data DATA --validation validation --systems searchnet,unet
+    --seeds 2 --out results/camvid
+  python -m training.compare --table camvid --resume results/camvid --systems setr
+
+what it leaves in --out: SYSTEM-seedS/ (run folders with result.json and the confusion counts of every test
+picture), table.md, table.json, loss.png, miou.png, cost.png, confusion.png, and pictures.png with the best,
+median and worst test pictures (it shows the dataset: mind its licence before you publish it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from searchseg import task as tasks
+from searchseg.baselines import TITLES
+from searchseg.genotype import Genotype
+from searchseg.task import Task, TaskError
+from training.bootstrap import paired_bootstrap
+from training.files import write_atomically
+from training.options import Manual, add_data_options, data_of, dataset_name, machine, task_of
+from training.presets import PRESETS, RECIPES
+from training.retrain import genotype_of
+from training.rows import CheckedRows, hold_out, load_rows
+from training.runs import add_run_options, parse, perform, record_settings
+from training.systems import COUNTS, SYSTEMS, TableRows, build_system, run_system
+from training.table_figures import draw_figures
+
+SHIPPED = Path(__file__).resolve().parent.parent / "hub" / "models" / "searchnet-pet-lite" / "genotype.json"
+# Zhu & Ma 2023, tables of the experiments: (Dice loss, mIoU in percent); their protocol is not stated
+PAPER = {
+    "pet": {
+        "fpn": (0.39, 74.3), "unet": (0.41, 81.2), "deeplabv3": (0.13, 92.7), "unetplusplus": (0.11, 97.3),
+        "setr": (0.13, 95.6), "searchnet": (0.08, 95.3),
+    },
+    "camvid": {"unet": (0.23, 46.2), "searchnet": (0.14, 66.7)},
+}  # fmt: skip
+
+
+def table(
+    records: list[dict[str, Any]], intervals: dict[str, Any], task: str, classes: tuple[str, ...]
+) -> str:
+    """The table as Markdown: a row a system, means over its seeds, in the order of `SYSTEMS`."""
+    bordered = any(record["foreground_iou_border_as_pet"] is not None for record in records)
+    head = [
+        "system",
+        "seeds",
+        "mIoU",
+        "deviation",
+        "Dice loss",
+        *(["pet IoU, border as pet"] if bordered else []),
+    ]
+    head += [
+        "parameters",
+        "MACs",
+        "seconds a picture",
+        "minutes",
+        "SEARCH-Net against it",
+        "paper, protocol unknown",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for system in dict.fromkeys(record["system"] for record in records):
+        rows = [record for record in records if record["system"] == system]
+        scores = [row["miou"] for row in rows]
+        deviation = f"{np.std(scores, ddof=1):.4f}" if len(rows) > 1 else ""
+        cells = [
+            TITLES[system],
+            str(len(rows)),
+            f"{np.mean(scores):.4f}",
+            deviation,
+            _mean(rows, "dice_loss"),
+        ]
+        cells += [_mean(rows, "foreground_iou_border_as_pet")] if bordered else []
+        cells += [
+            f"{rows[0]['parameters'] / 1e6:.2f} M", f"{rows[0]['macs'] / 1e9:.2f} G",
+            f"{np.median([row['seconds_per_picture'] for row in rows]):.3f}", _mean(rows, "minutes", 1),
+        ]  # fmt: skip
+        found = intervals.get(system)
+        cells.append(
+            "" if found is None else f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+        )
+        paper = PAPER.get(task, {}).get(system)
+        cells.append("" if paper is None else f"loss {paper[0]}, mIoU {paper[1]} %")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "IoU of each class:",
+        "",
+        "| system | " + " | ".join(classes) + " |",
+        "|---" * (len(classes) + 1) + "|",
+    ]
+    for system in dict.fromkeys(record["system"] for record in records):
+        rows = [record for record in records if record["system"] == system]
+        cells = [_mean([row["iou"] for row in rows], name) for name in classes]
+        lines.append(f"| {TITLES[system]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(rows: list[dict[str, Any]], key: str, digits: int = 4) -> str:
+    values = [row[key] for row in rows if row[key] is not None]
+    return f"{np.mean(values):.{digits}f}" if values else "absent"
+
+
+def intervals_of(records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """SEARCH-Net's mIoU minus that of each other system, with its interval, over the seeds that both have."""
+
+    def counts(system: str, seeds: list[int]) -> np.ndarray:
+        return sum(np.load(out / f"{system}-seed{seed}" / COUNTS)["counts"] for seed in seeds)
+
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        seeds.setdefault(record["system"], set()).add(record["seed"])
+    found = {}
+    for system, own in seeds.items():
+        shared = sorted(own & seeds.get("searchnet", set()))
+        if system != "searchnet" and shared:
+            interval = paired_bootstrap(counts("searchnet", shared), counts(system, shared))
+            found[system] = {
+                **dataclasses.asdict(interval),
+                "decided": interval.decided,
+                "seeds": len(shared),
+            }
+    return found
+
+
+def _rows(args: argparse.Namespace, task: Task, quiet: bool) -> TableRows:
+    data, revision = data_of(args, task)
+    learning = load_rows(data, args.split, revision, task)
+    if args.validation:
+        validation = load_rows(data, args.validation, revision, task)
+    else:
+        learning, validation = hold_out(learning, args.hold_out)
+    if validation is None:
+        raise TaskError("rows to choose the epoch on are needed: --validation SPLIT or --hold-out 0.1")
+    test = load_rows(data, args.test, revision, task)
+    bordered = None
+    if task.name == "pet" and args.border == "ignore":
+        bordered = CheckedRows(test, tasks.pet("pet"), None, "test rows, border as pet", quiet)
+    return TableRows(learning, validation, CheckedRows(test, task, None, "test rows", quiet), bordered)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("python -m training.compare", description=__doc__, formatter_class=Manual)
+    top.add_argument(
+        "--table", required=True, choices=("pet", "camvid", "custom"), help="the task of the table"
+    )
+    what = top.add_argument_group("systems")
+    what.add_argument("--systems", default=",".join(SYSTEMS[:6]), help=f"any of {','.join(SYSTEMS)}")
+    what.add_argument("--genotype", default=str(SHIPPED), help="of the SEARCH-Net: a file or Hub id")
+    what.add_argument("--seeds", type=int, default=1, help="trainings of each")
+    what.add_argument(
+        "--encoder-weights", choices=("imagenet",), help="begin encoders with these, downloaded"
+    )
+    add_data_options(top, split="train")
+    rows = top.add_argument_group("rows to choose and to score on")
+    rows.add_argument("--validation", help="split to choose the epoch on")
+    rows.add_argument(
+        "--hold-out", type=float, default=0.1, help="without --validation: this share of --split"
+    )
+    rows.add_argument("--test", default="test", help="split to score on")
+    group = top.add_argument_group("training")
+    group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
+    group.add_argument("--size", type=int, help="side of the pictures, instead of the preset's, pixels")
+    add_run_options(top, "unused: seeds are 0 to --seeds - 1", precisions=("no", "fp16", "bf16"), push=False)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    top = parser()
+    given, args = top.parse_args(argv), parse(top, argv)
+    if args.resume:  # a table grows: what is named now is added to what it began with
+        wanted = {*args.systems.split(","), *given.systems.split(",")} if _named(argv, "--systems") else None
+        args.systems = ",".join(name for name in SYSTEMS if name in wanted) if wanted else args.systems
+        args.seeds = max(args.seeds, given.seeds)
+    args.task = args.table
+    unknown = [name for name in args.systems.split(",") if name not in SYSTEMS]
+    if unknown or args.seeds < 1:
+        top.error(
+            f"--systems takes {','.join(SYSTEMS)} and --seeds 1 or more; got {args.systems}, {args.seeds}"
+        )
+    return perform(_run, args, argv, "training.compare")
+
+
+def _named(argv: list[str] | None, option: str) -> bool:
+    return any(word.startswith(option) for word in (sys.argv[1:] if argv is None else argv))
+
+
+def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
+    task, main_process = task_of(args), accelerator.is_main_process
+    given = {"epochs": args.epochs, "size": args.size}
+    settings = dataclasses.replace(PRESETS[args.preset].retrain, **{k: v for k, v in given.items() if v})
+    genotype: Genotype = genotype_of(args.genotype)[0]
+    rows = _rows(args, task, quiet=not main_process)
+    data, revision = data_of(args, task)
+    record_settings(args, accelerator, command, settings=dataclasses.asdict(settings))
+    protocol = {
+        "data": dataset_name(data), "revision": revision,
+        "learned on": f"{args.split}, {len(rows.learning)} rows",
+        "epoch chosen on": f"{args.validation or f'{args.hold_out} of it'}, {len(rows.validation)} rows",
+        "scored on": f"{args.test}, {len(rows.test)} rows, at the size of the mask", "rule": task.note,
+        "preset": args.preset, "recipe": args.recipe, "epochs": settings.epochs, "size": settings.size,
+        "encoder weights": args.encoder_weights or "none, from scratch", "genotype": genotype.id,
+        "processes": accelerator.num_processes, "machine": machine()["device"], "torch": machine()["torch"],
+    }  # fmt: skip
+    records: list[dict[str, Any]] = []
+    systems = [name for name in SYSTEMS if name in args.systems.split(",")]
+    for seed in range(args.seeds):
+        for name in systems:
+            accelerator.print(f"{TITLES[name]}, seed {seed}")
+
+            def build(name: str = name) -> Any:
+                return build_system(name, settings, task, genotype, bool(args.encoder_weights))
+
+            records.append(
+                run_system(
+                    name, seed, build, settings, args.recipe, task, rows, args.out, accelerator, args.workers
+                )
+            )
+            if main_process:
+                write_report(records, protocol, command, task, args.out)
+    if main_process:
+        draw_figures(records, task, rows.test, args.out)
+        print((args.out / "table.md").read_text())
+
+
+def write_report(
+    records: list[dict[str, Any]], protocol: dict[str, Any], command: str, task: Task, out: Path
+) -> None:
+    """table.json and table.md of the trainings so far."""
+    intervals = intervals_of(records, out)
+    document = {
+        "protocol": protocol,
+        "command": command,
+        "against searchnet": intervals,
+        "trainings": records,
+    }
+    write_atomically(out / "table.json", json.dumps(document, indent=2) + "\n")
+    stated = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)
+    text = (
+        f"{table(records, intervals, task.name, task.classes)}\nProtocol: {stated}.\n\n"
+        "SEARCH-Net against it: difference of mIoU with the 95 % interval of a paired bootstrap over "
+        f"the test pictures.\nCommand: `{command}`\n"
+    )
+    write_atomically(out / "table.md", text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""The figures of a table: curves, cost against score, confusion, and pictures, from saved records."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from searchseg.baselines import TITLES
+from searchseg.pretrained import from_pretrained
+from searchseg.segmenter import class_ids
+from searchseg.task import IGNORE, Task
+from training.bootstrap import miou
+from training.files import read_lines, write_atomically
+from training.rows import CheckedRows
+from training.systems import COUNTS
+
+CASES = ("best", "median", "worst")
+
+
+def draw_figures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out: Path) -> None:
+    """Every figure of the table in `out`, as PNG."""
+    for key, label in (("loss", "loss on validation rows"), ("miou", "mIoU on validation rows")):
+        _figure(
+            out / f"{key}.png", lambda axes, key=key, label=label: _curves(axes, records, out, key, label)
+        )
+    _figure(out / "cost.png", lambda axes: _costs(axes, records), columns=2)
+    if len(task.classes) > 2:
+        systems = list(dict.fromkeys(record["system"] for record in records))[:2]
+        _figure(
+            out / "confusion.png",
+            lambda axes: _confusion(axes, systems, task, out),
+            columns=len(systems),
+            side=6,
+        )
+    _pictures(records, task, test, out)
+
+
+def _figure(path: Path, draw: Callable[[Any], None], columns: int = 1, side: float = 4.4) -> None:
+    from matplotlib.figure import Figure  # slow to import, and only the end of a table draws
+
+    figure = Figure(
+        figsize=(1.45 * side * columns if columns == 1 else side * columns, side), layout="constrained"
+    )
+    draw(figure.subplots(1, columns, squeeze=False)[0] if columns > 1 else figure.subplots())
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=140)
+    write_atomically(path, stream.getvalue())
+
+
+def _curves(axes: Any, records: list[dict[str, Any]], out: Path, key: str, label: str) -> None:
+    for record in (r for r in records if r["seed"] == 0):
+        history = read_lines(out / f"{record['system']}-seed0" / "history.jsonl")
+        values = [row[f"held_out_{key}"] for row in history]
+        bold = 2.4 if record["system"] == "searchnet" else 1.2
+        axes.plot(range(1, len(values) + 1), values, label=TITLES[record["system"]], linewidth=bold)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=2, fontsize="small")
+
+
+def _costs(axes: Any, records: list[dict[str, Any]]) -> None:
+    for place, (key, label, unit) in enumerate(
+        (("macs", "MACs, 10⁹", 1e9), ("parameters", "parameters, 10⁶", 1e6))
+    ):
+        for system in dict.fromkeys(record["system"] for record in records):
+            rows = [record for record in records if record["system"] == system]
+            x, y = rows[0][key] / unit, np.mean([row["miou"] for row in rows])
+            axes[place].scatter(x, y, marker="*" if system == "searchnet" else "o", s=90, zorder=3)
+            axes[place].annotate(
+                TITLES[system], (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8
+            )
+        axes[place].set(xlabel=label, ylabel="mIoU on test rows", xscale="log")
+        axes[place].margins(x=0.25)
+        axes[place].grid(alpha=0.3)
+
+
+def _confusion(axes: Any, systems: list[str], task: Task, out: Path) -> None:
+    for place, system in enumerate(systems):
+        total = np.load(out / f"{system}-seed0" / COUNTS)["counts"].sum(0)
+        shares = total / np.maximum(1, total.sum(1, keepdims=True))
+        chart = axes[place] if len(systems) > 1 else axes
+        chart.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        ticks = range(len(task.classes))
+        chart.set_xticks(ticks, task.classes, rotation=90, fontsize=8)
+        chart.set_yticks(ticks, task.classes, fontsize=8)
+        for row in ticks:
+            for column in ticks:
+                share = shares[row, column]
+                color = "white" if share > 0.5 else "black"
+                chart.text(
+                    column,
+                    row,
+                    f"{share:.2f}"[1 * (share < 1) :],
+                    ha="center",
+                    va="center",
+                    color=color,
+                    fontsize=6,
+                )
+        chart.set(title=TITLES[system], xlabel="predicted", ylabel="true")
+
+
+def _pictures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out: Path) -> None:
+    """Image, truth and every system's answer, for the best, the median and the worst picture of the first."""
+    systems = list(dict.fromkeys(record["system"] for record in records))
+    order = np.argsort(miou(np.load(out / f"{systems[0]}-seed0" / COUNTS)["counts"]))
+    chosen = dict(zip(CASES, (order[-1], order[len(order) // 2], order[0]), strict=True))
+    models = {system: from_pretrained(out / f"{system}-seed0" / "best") for system in systems}
+
+    def draw(axes: Any) -> None:
+        for row, (case, place) in enumerate(chosen.items()):
+            pixels, mask = test[int(place)]
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            shown = {f"{case}: image": np.array(image), "truth": _colored(mask.numpy(), task)}
+            for system, model in models.items():
+                with torch.inference_mode():
+                    scores = model(model.config.tensor(image)[None]).float()[0]
+                shown[TITLES[system]] = _colored(class_ids(scores, *mask.shape), task)
+            for chart, (title, picture) in zip(axes[row], shown.items(), strict=True):
+                chart.imshow(picture)
+                chart.set_title(title, fontsize=8)
+                chart.axis("off")
+
+    from matplotlib.figure import Figure
+
+    columns = 2 + len(systems)
+    figure = Figure(figsize=(1.8 * columns, 5.4), layout="constrained")
+    draw(figure.subplots(len(CASES), columns, squeeze=False))
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=140)
+    write_atomically(out / "pictures.png", stream.getvalue())
+
+
+def _colored(mask: np.ndarray, task: Task) -> np.ndarray:
+    palette = np.full((256, 3), 255, np.uint8)
+    for place, color in enumerate(task.colors):
+        palette[place] = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+    palette[IGNORE] = 255
+    return palette[mask]
