@@ -10,7 +10,7 @@ app: .venv/app.installed
 
 # a file stays with one process, so that what it builds once is built once
 test: .venv/dev.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev.installed
 	$(BIN)/ruff format --check .

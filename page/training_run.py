@@ -30,6 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 RECORD, LOG, LOCK = "page.json", "log.txt", "lock"
 TAIL_BYTES, TAIL_LINES = 8000, 15
+# a server started with nohup, or by a script in the background, ignores SIGINT, and so would its child
+STOPPABLE = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('training.run', run_name='__main__', alter_sys=True)"
+)
 _RECORDS = threading.Lock()
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -97,7 +102,7 @@ class TrainingRun:
             self._note(wanted=True, exit=None, started=time.time())
             os.truncate(lock, 0)
             os.write(lock, self.name.encode())
-            command = [sys.executable, "-m", "training.run", *self._record()["options"]]
+            command = [sys.executable, "-c", STOPPABLE, *self._record()["options"]]
             environment = {k: v for k, v in os.environ.items() if k not in SECRETS}
             # the run's own folder: a Hub id must not turn into a folder of this server
             environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -8,3 +8,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
+
+
+# files that take longest come first, so that no process is left with one of them in the end
+LONGEST = (
+    "test_browser", "test_workshop", "test_journey", "test_export", "test_stream", "test_run", "test_uploads",
+    "test_segment_dataset", "test_baselines", "test_deploy", "test_download", "test_publish", "test_search",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)  # stable: all else stays in order

@@ -70,7 +70,7 @@ def test_saved_and_loaded_it_says_the_same(name: str, arguments: dict, tmp_path)
     net = network(name, arguments, classes=3).eval()
     searchseg.save_pretrained(net, tmp_path, net.config)
     loaded = searchseg.from_pretrained(tmp_path)
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded(image), net(image))
     assert json.loads((tmp_path / "config.json").read_text())["architecture"] == name
@@ -80,7 +80,7 @@ def test_saved_and_loaded_it_says_the_same(name: str, arguments: dict, tmp_path)
 
 @each
 def test_half_precision_is_near(name: str, arguments: dict) -> None:
-    net, image = network(name, arguments).eval(), torch.randn(1, 3, 64, 64)
+    net, image = network(name, arguments).eval(), torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         exact = net(image).softmax(1)
         for kind in (torch.bfloat16, torch.float16):

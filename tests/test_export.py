@@ -17,7 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: SearchNet(UShapeConfig((4, 4, 8, 8), 2, 2, 3), random_genotype(2, seed=1)),
+        lambda: SearchNet(UShapeConfig((2, 2, 4, 4), 1, 2, 3), random_genotype(1, seed=1)),
         lambda: UNet((4, 8, 8), 3),
     ],
     ids=["searchnet", "unet"],

@@ -256,3 +256,19 @@ def test_plan_fills_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert most.retrain_epochs == MOST * smoke.retrain.epochs
     with pytest.raises(ValueError, match="--minutes"):
         make_plan(0, 160, "smoke", "strong", 2, accelerator)
+
+
+def test_a_run_can_be_stopped_where_interrupts_are_ignored(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under nohup, or when a script has started the server in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        WorkshopTab(runs).start(**form("under-nohup", minutes=5))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    run = TrainingRun(runs, "under-nohup")
+    wait((run.folder / "plan.json").is_file)
+    run.stop()
+    wait(lambda: not run.running, seconds=30)
+    assert run.state == "stopped"

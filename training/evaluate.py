@@ -94,7 +94,7 @@ def evaluate_rows(
 
 
 def _of_all_processes(values: list[float]) -> list[float]:
-    if not distributed.is_available() or not distributed.is_initialized():
+    if not _together():
         return values
     lists: list[list[float]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(lists, values)
@@ -147,6 +147,23 @@ def _place(device: str) -> tuple[int, int, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    ours = not _together()
+    try:
+        status = _main(argv)
+        if ours and status == 0 and _together():  # leaving while another still talks to it aborts that one
+            PartialState().wait_for_everyone()
+        return status
+    finally:
+        if ours and _together():
+            PartialState().destroy_process_group()
+
+
+def _together() -> bool:
+    """Whether this process belongs to a group."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _main(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     process, processes, args.device = _place(args.device)
     main_process = process == 0
