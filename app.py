@@ -8,6 +8,8 @@ SEARCHSEG_ALLOW_TRAINING=0 or 1 turns the tab for training off or on).
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,9 @@ if __name__ == "__main__":
     train = workshop.allowed()
     if train:
         resume(RUNS)
-    with tempfile.TemporaryDirectory(prefix="searchseg-") as uploads:  # gone with the server
-        os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+    # a folder of its own, also inside of GRADIO_TEMP_DIR: what lies there is swept, and gone with the server
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    place = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="searchseg-", dir=place) as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
         build_demo(training=train).launch(**LAUNCH)

@@ -20,7 +20,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import HTTPError
 from torch import nn
 
@@ -32,7 +32,9 @@ from searchseg.pretrained import CONFIG, GENOTYPE, WEIGHTS, PretrainedError
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("app.py", "requirements.txt", "LICENSE")
 PACKAGES = ("searchseg", "hub", "page")
-MODEL_FILES = ("config.json", "genotype.json", "model.safetensors", "metrics.json", "README.md")
+# what the page shows of a model besides running it: its scores, and the search as a film
+RECORDS = ("metrics.json", "search/genotype.jsonl", "search/alpha.jsonl")
+MODEL_FILES = ("config.json", "genotype.json", "model.safetensors", "README.md", *RECORDS)
 
 
 def lay_out(folder: Path, title: str, model: str | None = None, token: str | None = None) -> None:
@@ -53,13 +55,25 @@ def lay_out(folder: Path, title: str, model: str | None = None, token: str | Non
             _copy_model(path.parent, models / path.parent.name)
     else:
         network = searchseg.from_pretrained(model, token=token)
-        target = models / Path(model).name
+        target = models / Path(model).resolve().name
         searchseg.save_pretrained(network, target)
         if Path(model).is_dir():
             _copy_model(Path(model), target)
         else:
+            _copy_records(model, str(network.commit), token, target)
             preload = _preload(model, network)
     (folder / "README.md").write_text(front_matter(title, model, preload), encoding="utf-8")
+
+
+def _copy_records(model: str, commit: str, token: str | None, target: Path) -> None:
+    """Bring the records of a Hub model that it has; the page does without the others."""
+    for name in RECORDS:
+        try:
+            path = hf_hub_download(model, name, revision=commit, token=token)
+        except (HTTPError, OSError):
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
 
 
 def _preload(model: str, network: nn.Module) -> str | None:
@@ -134,6 +148,7 @@ def _copy_model(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         if (source / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
 
 

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import EvalResult, HfApi, ModelCardData, ModelInfo
 from huggingface_hub.errors import HTTPError
@@ -46,10 +46,11 @@ class HubModel:
     updated: str | None = None
 
 
-def list_models(author: str | None = None, token: str | None = None) -> list[HubModel]:
+def list_models(author: str | None = None, token: str | Literal[False] | None = None) -> list[HubModel]:
     """The models that carry the library tag searchseg, best mIoU first, those without a score last.
 
-    `author` is a user or an organization. Raises PublishError when the Hub cannot be asked.
+    `author` is a user or an organization; `token` False asks as nobody.
+    Raises PublishError when the Hub cannot be asked.
     """
     if author is not None and not _OWNER.fullmatch(author):
         raise PublishError(

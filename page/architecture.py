@@ -101,20 +101,21 @@ class ArchitectureTab:
         code = model.genotype.to_json() if model.genotype else ""
         try:
             record = self.record(name)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            epochs = [epoch for epoch, _ in record.genotypes]
+            last = self.epoch(name, epochs[-1])
+            shape = searchseg.UShapeConfig(**model.config.arguments)
+            film = draw_film(record.genotypes, shape.widths, stem_stride=shape.stem_stride)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             missing = isinstance(error, FileNotFoundError)
             told = NO_SEARCH if missing else warning("The record of this search cannot be read.")
             network = self.page_of(name), gr.Code(value=code, visible=bool(code))
             return *network, told, gr.Slider(visible=False), "", ""
-        epochs = [epoch for epoch, _ in record.genotypes]
-        shape = searchseg.UShapeConfig(**model.config.arguments)
-        film = draw_film(record.genotypes, shape.widths, stem_stride=shape.stem_stride)
         slider = gr.Slider(
             minimum=epochs[0], maximum=max(epochs[-1], epochs[0] + 1), value=epochs[-1], step=1, visible=True
         )
         return (
             self.page_of(name), gr.Code(value=code, visible=bool(code)), film, slider,
-            *self.epoch(name, epochs[-1]),
+            *last,
         )  # fmt: skip
 
     def epoch(self, name: str, epoch: int) -> tuple[str, str]:

@@ -9,7 +9,8 @@ import gradio as gr
 
 from hub.list import HubModel, list_models
 from hub.remote import PublishError
-from page.shelf import Shelf
+from page.shelf import Model, Shelf
+from page.uploads import without_paths
 from page.views import quiet, table, warning
 from searchseg import PretrainedError
 
@@ -24,6 +25,7 @@ class CatalogueTab:
     """What happens when something on the tab is used."""
 
     shelf: Shelf
+    private: bool = True  # whether this machine's own token may be used
 
     def show(self) -> str:
         """The models that this page can run now, with what the Hub cache of this machine holds."""
@@ -36,8 +38,7 @@ class CatalogueTab:
                 model.task or "",
                 "" if model.miou is None else f"{model.miou:.4f}",
                 f"{model.parameters:,}",
-                f"{model.macs / 1e9:.2f} G",
-                self._seconds(model.name),
+                *self._costs(model),
             )
             for model in self.shelf.models
         ]
@@ -49,26 +50,32 @@ class CatalogueTab:
         if not (repo_id or "").strip():
             return warning("Type the id of a model first, such as user/name.")
         try:
-            model = self.shelf.add(repo_id, (revision or "").strip() or None, (token or "").strip() or None)
-        except (PretrainedError, OSError, ValueError) as error:
-            return warning(str(error))
+            own = None if self.private else False  # a visitor must not read what the owner of this page can
+            model = self.shelf.add(repo_id, (revision or "").strip() or None, (token or "").strip() or own)
+        except (PretrainedError, OSError, ValueError, RuntimeError) as error:
+            return warning(without_paths(str(error)))
         return quiet(f"{model.name} is loaded: choose it in the other tabs.")
 
     def ask(self, author: str) -> str:
         """The searchseg models on the Hub."""
         try:
-            found = list_models((author or "").strip() or None)
+            found = list_models((author or "").strip() or None, None if self.private else False)
         except PublishError as error:
             return warning(str(error))
         if not found:
             return quiet("There is none.")
         return table(HUB_HEAD, [_row(model) for model in found[:MOST_ROWS]], (3, 4))
 
-    def _seconds(self, name: str) -> str:
+    def _costs(self, model: Model) -> tuple[str, str]:
+        """MACs, and seconds on this machine where the network has run or is one of the page's own."""
         try:
-            return f"{self.shelf.load(name).seconds:.3f}"
-        except PretrainedError:
-            return "cannot be loaded"
+            macs = f"{model.macs / 1e9:.2f} G"
+            if model.source != "Hub" and model.name not in self.shelf.seconds:
+                self.shelf.load(model.name)
+        except (PretrainedError, RuntimeError, MemoryError):  # one bad model is one row, not the end of all
+            return "", "cannot be loaded"
+        seconds = self.shelf.seconds.get(model.name)
+        return macs, "" if seconds is None else f"{seconds:.3f}"
 
 
 def _row(model: HubModel) -> tuple[str, ...]:
@@ -88,7 +95,7 @@ def lay_out(shelf: Shelf, tab_item: gr.Tab, network: dict[str, Any], private_mod
     `private_models`: whether a token may be typed. A model on the shelf is seen by everybody who uses the
     page, so a public one offers no way to put private models there.
     """
-    tab = CatalogueTab(shelf)
+    tab = CatalogueTab(shelf, private_models)
     models = gr.HTML(elem_id="models")
     with gr.Row():
         repo_id = gr.Textbox(label="Hub id", placeholder="user/name", elem_id="hub-id")
@@ -103,8 +110,9 @@ def lay_out(shelf: Shelf, tab_item: gr.Tab, network: dict[str, Any], private_mod
     private: dict[str, Any] = {"api_visibility": "private"}
     selected = tab_item.select(tab.show, None, models, **network, **private)
     loaded = gr.on(
-        [load.click, repo_id.submit], tab.load, [repo_id, revision, token], told, **network, **private
-    )
+        [load.click, repo_id.submit], tab.load, [repo_id, revision, token], told,
+        concurrency_id="download", **private,
+    )  # fmt: skip
     loaded.then(lambda: "", None, token, queue=False, **private)
     ask.click(tab.ask, author, found, **private)
     return [selected, loaded.then(tab.show, None, models, **network, **private)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from page.segment import SegmentTab
 from page.shelf import Model, Shelf
@@ -69,7 +70,9 @@ class CompareTab:
 
     def run(self, picture: str | None, names: list[str]) -> Comparison:
         """Every model on the picture; each of `names` once."""
-        segment, chosen = SegmentTab(self.shelf), list(dict.fromkeys(names or []))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            names = []
+        segment, chosen = SegmentTab(self.shelf), list(dict.fromkeys(names))
         if not 2 <= len(chosen) <= MOST_MODELS:
             raise refuse(f"Choose two to {MOST_MODELS} networks to compare.")
         return Comparison(
@@ -88,8 +91,6 @@ class CompareTab:
                 agreement of each pair and the differing share of the picture, both from 0 to 1
         """
         found = self.run(picture, models)
-        from PIL import Image
-
         difference = Image.fromarray(np.where(found.differs, 255, 0).astype(np.uint8))
         return save(picture, {"difference": difference})[0], found.report()
 

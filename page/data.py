@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import re
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ SHAPES = ("background", "disc", "square")
 DRAWN = {"train": 96, "test": 24}
 DRAWN_SIDE = 64
 MOST_PAIRS, MOST_BYTES, MOST_FILE_BYTES = 2000, 512 * 2**20, 20 * 2**20
+MOST_ALL_PIXELS = 1_000_000_000
 MOST_PIXELS, FEWEST_PAIRS, TEST_EVERY = 40_000_000, 10, 5
 _ENTRY = re.compile(r"(?:[^/\\]+/)?(images|masks)/([^/\\]+)\.([A-Za-z]+)")
 
@@ -50,8 +54,8 @@ def _shapes(random: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     return image.filter(ImageFilter.GaussianBlur(0.6)), mask
 
 
-def unpack(archive: Path, folder: Path) -> tuple[int, int]:
-    """Turn images/NAME.jpg with masks/NAME.png in a zip into an imagefolder; returns the largest mask value
+def unpack(archive: Path, folder: Path) -> tuple[set[int], int]:
+    """Turn images/NAME.jpg with masks/NAME.png in a zip into an imagefolder; returns the values in the masks
     and the number of pairs.
 
     Every fifth pair, in the order of the names, goes to the split test. No name of the zip becomes a path.
@@ -60,13 +64,14 @@ def unpack(archive: Path, folder: Path) -> tuple[int, int]:
     try:
         with zipfile.ZipFile(archive) as packed:
             return _unpack(packed, folder)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError,
+            OSError) as error:  # fmt: skip
         raise DataError(
             "This is no readable zip. Zip two folders, images and masks, without a password."
         ) from error
 
 
-def _unpack(packed: zipfile.ZipFile, folder: Path) -> tuple[int, int]:
+def _unpack(packed: zipfile.ZipFile, folder: Path) -> tuple[set[int], int]:
     pairs: dict[str, dict[str, zipfile.ZipInfo]] = {}
     for entry in packed.infolist():
         found = _ENTRY.fullmatch(entry.filename)
@@ -81,18 +86,22 @@ def _unpack(packed: zipfile.ZipFile, folder: Path) -> tuple[int, int]:
     total = sum(entry.file_size for pair in whole.values() for entry in pair.values())
     if len(whole) > MOST_PAIRS or total > MOST_BYTES:
         raise DataError(f"At most {MOST_PAIRS} pairs and {MOST_BYTES >> 20} MB unpacked; use a Hub dataset.")
-    counts, kinds, largest = {"train": 0, "test": 0}, {"train": [], "test": []}, 0
+    counts, kinds, values = {"train": 0, "test": 0}, {"train": [], "test": []}, set()
+    pixels = 0
     for place, (name, pair) in enumerate(whole.items()):
         split = "test" if place % TEST_EVERY == TEST_EVERY - 1 else "train"
         image, content, kind = _image(packed, pair["images"], name)
         mask = _mask(packed, pair["masks"], name, image)
-        largest = max(largest, int(mask.max()))
+        values |= set(np.unique(mask).tolist())
+        pixels += mask.size
+        if pixels > MOST_ALL_PIXELS:
+            raise DataError(f"More than {MOST_ALL_PIXELS // 10**6} megapixels in all; use a Hub dataset.")
         _keep(folder, split, counts[split], content, _png(Image.fromarray(mask)), kind)
         kinds[split].append(kind)
         counts[split] += 1
     for split, count in counts.items():
         _close(folder, split, count, kinds[split])
-    return largest, len(whole)
+    return values, len(whole)
 
 
 def _read(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> bytes:
@@ -122,9 +131,11 @@ def _mask(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, image: Ima
                     f"masks, {name}: wanted is an 8-bit grey or palette PNG, value i for class i."
                 )
             mask = np.array(picture).astype(np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    # what Pillow raises for hostile files, as in searchseg.images
+    except (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, struct.error, MemoryError,
+            OverflowError, Image.DecompressionBombError) as error:  # fmt: skip
         raise DataError(f"masks, {name}: wanted is an 8-bit grey or palette PNG.") from error
     if mask.shape != (image.height, image.width):
         sizes = f"{mask.shape[1]} x {mask.shape[0]}, its picture {image.width} x {image.height}"

@@ -255,14 +255,15 @@
       blob = await answer.blob();
     } catch { return say("That site does not let this page read its pictures. Save the picture and upload it."); }
     if (blob.size > 20 * 2 ** 20) return say("The picture is larger than 20 MB.");
+    let name = url.pathname.split("/").pop() || "picture";
+    try { name = decodeURIComponent(name); } catch { /* a lone percent sign: the name as it is */ }
     document.querySelector("#picture button[aria-label='Remove Image']")?.click();
     let input = null;
     for (let turn = 0; turn < 40 && !(input = document.querySelector("#picture input[type=file]")); turn++)
       await new Promise((wake) => setTimeout(wake, 50));
     if (!input) return say("There is no place for the picture now; try again.");
-    const name = decodeURIComponent(url.pathname.split("/").pop() || "picture").slice(0, 80);
     const transfer = new DataTransfer();
-    transfer.items.add(new File([blob], name, { type: blob.type }));
+    transfer.items.add(new File([blob], name.slice(0, 80), { type: blob.type }));
     input.files = transfer.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
     return say("");

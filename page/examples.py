@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from page.uploads import refuse, save
 from page.views import quiet, warning
 from searchseg import task as tasks
 
@@ -25,6 +26,17 @@ def rows_of_dataset() -> tuple[Any, str]:
         print(f"no photos of the dataset: {type(error).__name__}")
         sentence = "The dataset cannot be reached from here. The drawn pictures work without a network."
         return gr.Gallery(visible=False), warning(sentence)
+
+
+def photo(number: Any) -> str:
+    """A new file with the photo of that number; a sentence for any other number."""
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < PHOTOS:
+        raise refuse("There is no such photo.")
+    try:
+        photos = _photos()
+    except Exception as error:  # as above
+        raise refuse("The dataset cannot be reached any more.") from error
+    return save(f"pet-{number}", {"photo": photos[number]})[0]
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,9 +12,19 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageOps
 
-from page.examples import DRAWN, rows_of_dataset
+from page.examples import DRAWN, photo, rows_of_dataset
 from page.shelf import Model, Shelf
-from page.uploads import GONE, NO_PICTURE, new_folder, only_uploaded_files, only_uploads, refuse, save, stem
+from page.uploads import (
+    GONE,
+    NO_PICTURE,
+    new_folder,
+    only_uploaded_files,
+    only_uploads,
+    refuse,
+    save,
+    stem,
+    without_paths,
+)
 from page.views import DISPLAYED_SIDE, quiet, view, warning
 from searchseg import ImageError, PretrainedError, Segmentation
 
@@ -22,6 +32,19 @@ NOTHING_YET = quiet("The result appears here: colours over the picture, a slider
 MOST_FILES = 50  # in one request of "Several pictures"
 THUMBNAIL = 512
 FETCH = "async (address) => window.fetchPicture(address)"
+
+
+def find(shelf: Shelf, name: str) -> Model:
+    """The model of a name that came from outside; a sentence for any other."""
+    try:
+        return shelf.get(name)
+    except KeyError as error:
+        raise refuse(error.args[0]) from error
+
+
+def shown_error(error: Exception, model: Model) -> str:
+    """The words of an error, with the model's name in place of its folder."""
+    return without_paths(str(error).replace(str(model.folder), model.name))
 
 
 @dataclass(frozen=True)
@@ -32,10 +55,7 @@ class SegmentTab:
 
     def model(self, name: str) -> Model:
         """The model of a name that came from outside."""
-        try:
-            return self.shelf.get(name)
-        except KeyError as error:
-            raise refuse(error.args[0]) from error
+        return find(self.shelf, name)
 
     def run(self, picture: str | None, name: str) -> Segmentation:
         """Segment; a fault of the picture or the model becomes the sentence that the page shows."""
@@ -47,7 +67,7 @@ class SegmentTab:
         except (ImageError, PretrainedError) as error:
             if not Path(picture).exists():
                 raise refuse(GONE) from error
-            raise refuse(str(error).replace(str(model.folder), model.name)) from error
+            raise refuse(shown_error(error, model)) from error
 
     def segment(self, picture: str | None, model: str, opacity: float = 0.5) -> tuple[Any, ...]:
         """Find the class of every pixel of a JPEG, PNG, WEBP, BMP or GIF of up to 20 MB and 40 megapixels.
@@ -116,7 +136,7 @@ class SegmentTab:
                     faults.append(f"{Path(path).name}: {error}")
                     continue
                 except PretrainedError as error:
-                    raise refuse(str(error).replace(str(model.folder), model.name)) from error
+                    raise refuse(shown_error(error, model)) from error
                 called = f"{number:02d}-{stem(path)}"  # two files may have one name
                 _pack(packed, called, result)
                 thumbnail = ImageOps.contain(result.overlay(), (THUMBNAIL, THUMBNAIL))
@@ -233,7 +253,8 @@ def _examples(picture: gr.Image) -> None:
 
 
 def _chosen(event: gr.SelectData) -> str:
-    return event.value["image"]["path"]
+    """The photo that was clicked, by its number: a path in the event may be anybody's."""
+    return photo(event.index)
 
 
 def _endpoint(tab: SegmentTab, default: str, network: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import hf_hub_download, scan_cache_dir
@@ -17,14 +17,18 @@ from huggingface_hub.errors import CacheNotFound
 from PIL import Image
 
 from hub.metadata import is_hub_id
-from searchseg import Genotype, ModelConfig, PretrainedError, Segmentation, Segmenter
+from searchseg import Genotype, ModelConfig, PretrainedError, Segmentation, Segmenter, from_pretrained
 from searchseg.baselines import TITLES
 from searchseg.cost import macs, parameters
-from searchseg.pretrained import build
+from searchseg.download import DownloadError, find_snapshot
+from searchseg.pretrained import CONFIG, build
 
-OPTIONAL_FILES = ("metrics.json", "search/genotype.jsonl", "search/alpha.jsonl")
+OPTIONAL_FILES = ("genotype.json", "metrics.json", "search/genotype.jsonl", "search/alpha.jsonl")
 LARGEST_FILE = 64 * 2**20  # of a search's record; a longer one is left out
 SEGMENTERS = 8  # networks kept in memory
+MOST_HUB_MODELS = 20
+# of a Hub model: its files, its input, and a bound on what runs (a UNet of 31 M at 512 px has 8e12)
+MOST_PARAMETERS, MOST_INPUT_PIXELS, MOST_WORK = 150_000_000, 1024 * 1024, 2e13
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,8 @@ class Model:
             count = parameters(build(config, genotype))
         metrics = read_metrics(folder)
         task = metrics.get("protocol", {}).get("task") if isinstance(metrics.get("protocol"), dict) else None
+        if source == "Hub":
+            check_bounds(config, count)
         return cls(
             name, source, folder, config, genotype, count, _number(metrics.get("miou")),
             task if isinstance(task, str) else None, commit,
@@ -83,11 +89,21 @@ class Model:
         return macs(network, (1, 3, *self.config.image_size))
 
 
+def check_bounds(config: ModelConfig, count: int) -> None:
+    """Refuse a stranger's model that one picture of would take the whole machine; raises PretrainedError."""
+    pixels = config.image_size[0] * config.image_size[1]
+    if count > MOST_PARAMETERS or pixels > MOST_INPUT_PIXELS or count * pixels > MOST_WORK:
+        size = " x ".join(map(str, config.image_size))
+        raise PretrainedError(
+            f"{count:,} parameters on pictures of {size} are more than this page runs; load it with searchseg"
+        )
+
+
 def read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json of a model; empty where there is none that can be read."""
     try:
         metrics = json.loads((folder / "metrics.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return metrics if isinstance(metrics, dict) else {}
 
@@ -116,6 +132,7 @@ class Shelf:
     shipped: Path
     trained: Path | None = None
     _models: dict[str, Model] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # of every network that was run here
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -151,9 +168,13 @@ class Shelf:
         """Put what was trained here since the last look on the shelf."""
         for path in sorted(self.trained.glob("*/model/README.md")) if self.trained else []:
             name = path.parent.parent.name
+            name = f"{name} (trained here)" if name in self._shipped_names() else name
             with self._lock:
                 if name not in self._models and (m := self._read(path.parent, name, "trained here")):
                     self._models[name] = m
+
+    def _shipped_names(self) -> set[str]:
+        return {model.name for model in self.models if model.source == "shipped"}
 
     def get(self, name: str) -> Model:
         """The model of that name; KeyError, with the names there are, for any other."""
@@ -162,24 +183,39 @@ class Shelf:
                 return self._models[name]
             raise KeyError(f"There is no such model. Known: {', '.join(self._models)}.")
 
-    def add(self, repo_id: str, revision: str | None = None, token: str | None = None) -> Model:
-        """Load a Hub model and put it on the shelf as "user/name@commit"; PretrainedError says why not."""
+    def add(
+        self, repo_id: str, revision: str | None = None, token: str | Literal[False] | None = None
+    ) -> Model:
+        """Load a Hub model and put it on the shelf as "user/name@commit"; PretrainedError says why not.
+
+        `token` False asks without any token, also without that of this machine.
+        """
+        if sum(model.source == "Hub" for model in self.models) >= MOST_HUB_MODELS:
+            raise PretrainedError(
+                f"{MOST_HUB_MODELS} models of the Hub are loaded, which is all this page takes"
+            )
         if not is_hub_id(repo_id.strip()) or Path(repo_id.strip()).exists():  # no path of this server
             raise PretrainedError(f"{repo_id.strip()!r:.120} is neither here nor a Hub id such as user/name")
-        segmenter = Segmenter.from_pretrained(repo_id.strip(), revision=revision or None, token=token)
-        commit = segmenter.commit
-        if commit is None:  # a folder of this machine, which nobody outside should read
-            raise PretrainedError("a Hub id such as user/name is wanted here")
-        folder = Path(hf_hub_download(repo_id.strip(), "config.json", revision=commit, token=token)).parent
+        repo_id = repo_id.strip()
+        try:
+            commit = find_snapshot(repo_id, revision, token, name=CONFIG).commit
+        except DownloadError as error:
+            raise PretrainedError(str(error)) from error
+        # what is small first: a network beyond the bounds is refused before its weights are fetched
+        folder = Path(hf_hub_download(repo_id, CONFIG, revision=commit, token=token)).parent
         for name in OPTIONAL_FILES:
-            _fetch_optional(repo_id.strip(), name, commit, token)
-        return self._put(Model.read(folder, f"{repo_id.strip()}@{commit[:7]}", "Hub", commit))
+            _fetch_optional(repo_id, name, commit, token)
+        model = Model.read(folder, f"{repo_id}@{commit[:7]}", "Hub", commit)
+        from_pretrained(repo_id, revision=commit, token=token)  # checks every tensor, or says why not
+        return self._put(model)
 
     def find_cached(self) -> list[str]:
         """Put the searchseg models of the Hub cache on the shelf, without a request; returns their names."""
         found = []
         for repo_id, commit, folder in _cached():
             model = self._read(folder, f"{repo_id}@{commit[:7]}", "Hub", commit)
+            if len(found) >= MOST_HUB_MODELS:
+                break
             if model and (folder / "model.safetensors").exists():
                 found.append(self._put(model).name)
         return found
@@ -196,7 +232,8 @@ class Shelf:
         segmenter(blank)
         began = time.perf_counter()
         segmenter(blank)
-        return Loaded(segmenter, time.perf_counter() - began)
+        self.seconds[name] = time.perf_counter() - began
+        return Loaded(segmenter, self.seconds[name])
 
     def _segmentation(self, name: str, picture: str) -> Segmentation:
         """A picture segmented; the path of an upload names its contents (by a hash)."""
@@ -206,7 +243,7 @@ class Shelf:
     def _read(folder: Path, name: str, source: str, commit: str | None = None) -> Model | None:
         try:
             return Model.read(folder, name, source, commit)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError, RuntimeError) as error:
             print(f"{name} is left out: {error}")
             return None
 
@@ -227,7 +264,7 @@ def _cached() -> Iterable[tuple[str, str, Path]]:
             yield repository.repo_id, revision.commit_hash, revision.snapshot_path
 
 
-def _fetch_optional(repo_id: str, name: str, commit: str, token: str | None) -> None:
+def _fetch_optional(repo_id: str, name: str, commit: str, token: str | Literal[False] | None) -> None:
     """Bring a file that a model may have or not into the cache; the page does without it."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from page.uploads import without_paths
 from searchseg import Genotype
 
 try:
@@ -35,8 +36,10 @@ STOPPABLE = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module('training.run', run_name='__main__', alter_sys=True)"
 )
-_RECORDS = threading.Lock()
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_RECORDS, _LOCKING = threading.Lock(), threading.Lock()
+_SECRET = re.compile("token|secret|password|key|credential", re.IGNORECASE)  # what a child need not know
+BUSY = "Another run is going on: one at a time, stop it or wait for its end."
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)  # the first press of Stop, the second, ...
 
 
 class RunError(ValueError):
@@ -95,15 +98,16 @@ class TrainingRun:
 
     def start(self) -> None:
         """Begin, or continue after the last whole epoch. Raises RunError while another run is going on."""
-        lock = _lock(self.runs)
+        with _LOCKING:  # who only looks holds it for a moment, too
+            lock = _lock(self.runs)
         if lock is None:
-            raise RunError("Another run is going on: one at a time, stop it or wait for its end.")
+            raise RunError(BUSY)
         try:
-            self._note(wanted=True, exit=None, started=time.time())
+            self._note(wanted=True, exit=None, presses=0, started=time.time())
             os.truncate(lock, 0)
             os.write(lock, self.name.encode())
             command = [sys.executable, "-c", STOPPABLE, *self._record()["options"]]
-            environment = {k: v for k, v in os.environ.items() if k not in SECRETS}
+            environment = {k: v for k, v in os.environ.items() if not _SECRET.search(k)}
             # the run's own folder: a Hub id must not turn into a folder of this server
             environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
             with open(self.folder / LOG, "ab") as log:
@@ -112,25 +116,27 @@ class TrainingRun:
                     stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
                     pass_fds=(lock,),
                 )  # fmt: skip
+        except (OSError, ValueError) as error:  # too long for a command line, or a character it cannot hold
+            self._note(exit=1, wanted=False)
+            raise RunError(f"This run cannot be started: {error.__class__.__name__}.") from error
         finally:
             os.close(lock)  # the child has it too, and holds it to its end
         self._note(pid=child.pid)
         threading.Thread(target=self._wait, args=(child,), daemon=True, name=f"run {self.name}").start()
 
     def stop(self) -> None:
-        """Ask the child to end; what was done until its last whole epoch stays."""
-        self._note(wanted=False)
+        """Ask the child to end, each time more firmly; what was done until its last whole epoch stays."""
+        presses = self._record().get("presses", 0)
+        self._note(wanted=False, presses=presses + 1)
         pid = self._record().get("pid")
         if self.running and isinstance(pid, int):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGINT)
+                os.killpg(pid, STOP_SIGNALS[min(presses, len(STOP_SIGNALS) - 1)])
 
     @property
     def running(self) -> bool:
         """Whether this run's child lives, whoever started it."""
-        lock = _lock(self.runs)
-        if lock is not None:
-            os.close(lock)
+        if not busy(self.runs):
             return False
         with contextlib.suppress(OSError):
             return (self.runs / LOCK).read_text() == self.name
@@ -204,7 +210,7 @@ class TrainingRun:
             text = log.read().decode(errors="replace")
             lines = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").splitlines()]
             shown = "\n".join([line for line in lines if line.strip()][-TAIL_LINES:])
-            return shown.replace(str(self.folder), self.name).replace(f"{ROOT}/", "")
+            return without_paths(shown.replace(str(self.folder), self.name).replace(f"{ROOT}/", ""))
         return ""
 
 
@@ -219,6 +225,15 @@ def resume(runs: Path) -> TrainingRun | None:
                 run.start()
                 return run
     return None
+
+
+def busy(runs: Path) -> bool:
+    """Whether a child holds the lock of all runs."""
+    with _LOCKING:
+        lock = _lock(runs)
+        if lock is not None:
+            os.close(lock)
+    return lock is None
 
 
 def _lock(runs: Path) -> int | None:

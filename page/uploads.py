@@ -25,6 +25,16 @@ _folders = itertools.count()
 LONGEST_STEM = 60  # of a name that came with an upload and goes out with its results
 
 
+def without_paths(sentence: str) -> str:
+    """A sentence without the places of this server: the Hub cache, the uploads, its home."""
+    from huggingface_hub import constants
+
+    places = {constants.HF_HUB_CACHE: "the Hub cache", get_upload_folder(): "uploads", str(Path.home()): "~"}
+    for place, words in places.items():
+        sentence = sentence.replace(place, words) if len(place) > 1 else sentence
+    return sentence
+
+
 def refuse(sentence: str) -> gr.Error:
     """An error that the page shows as it is, and the log not at all."""
     return gr.Error(escape(sentence, quote=False), print_exception=False)

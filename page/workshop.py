@@ -16,7 +16,7 @@ import searchseg
 from hub.metadata import is_hub_id
 from hub.publish import PublishError, publish
 from page.data import SHAPES, DataError, draw_shapes, unpack
-from page.training_run import Progress, RunError, TrainingRun, fcntl
+from page.training_run import BUSY, ROOT, Progress, RunError, TrainingRun, busy, fcntl
 from page.uploads import only_uploaded_files, refuse
 from page.views import quiet, table, warning
 from searchseg.drawing import draw_alpha
@@ -33,6 +33,7 @@ WORDS = {
     "stopped": "is stopped: continue it whenever you like", "failed": "has failed, its last words are below",
     "interrupted": "was interrupted: continue it",
 }  # fmt: skip
+_CLASS = re.compile(r"[^\x00-\x1f\x7f]{1,60}")
 _COLUMN = re.compile(r"[^\x00-\x1f]{1,100}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 
@@ -40,7 +41,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 def allowed() -> bool:
     """Whether this page trains: on this machine's own address, or where SEARCHSEG_ALLOW_TRAINING says so."""
     said = os.environ.get("SEARCHSEG_ALLOW_TRAINING", "").strip().lower()
-    if fcntl is None or said in ("0", "false", "no", "off"):
+    if fcntl is None or not (ROOT / "training").is_dir() or said in ("0", "false", "no", "off"):
         return False
     if said in ("1", "true", "yes", "on"):
         return True
@@ -52,6 +53,7 @@ class WorkshopTab:
     """What happens when something on the tab is used."""
 
     runs: Path
+    own_token: bool = True  # whether this machine's own may publish when none is typed
 
     def start(
         self, name: str, source: str, dataset: str, revision: str, task: str, columns: str, classes: str,
@@ -64,6 +66,8 @@ class WorkshopTab:
             raise refuse("There is a run of this name already: choose another.")
         if preset not in [value for _, value in PRESETS] or not 0 < (minutes or 0) <= MOST_MINUTES:
             raise refuse(f"Choose a preset, and minutes from 1 to {MOST_MINUTES}.")
+        if busy(self.runs):
+            raise refuse(BUSY)
         data = run.folder / "data"
         shutil.rmtree(data, ignore_errors=True)
         try:
@@ -76,8 +80,10 @@ class WorkshopTab:
                 options = _hub_options(dataset, revision, task, columns, classes, ignored)
             options += ["--preset", preset, "--minutes", f"{minutes:g}"]
             TrainingRun.create(self.runs, name, options).start()
-        except (DataError, RunError) as error:
-            raise refuse(str(error)) from error
+        except (DataError, RunError, gr.Error) as error:
+            if not (run.folder / "page.json").exists():  # nothing of a refused form stays
+                shutil.rmtree(run.folder, ignore_errors=True)
+            raise error if isinstance(error, gr.Error) else refuse(str(error)) from error
         return self.show(name)
 
     def run(self, name: str) -> TrainingRun:
@@ -110,8 +116,9 @@ class WorkshopTab:
     def show(self, name: str | None) -> tuple[Any, ...]:
         """Chooser, timer, words, both plots, genotype, alphas and log of a run, and what can be pressed."""
         names = self.names()
-        if name not in names:
-            name = names[0] if names else None
+        if name not in names:  # the one that is running, else the newest
+            running = (run.name for run in TrainingRun.all(self.runs) if run.running)
+            name = next(running, names[0] if names else None)
         chooser = gr.Dropdown(choices=names, value=name)
         if name is None:
             off = gr.Button(interactive=False)
@@ -121,18 +128,18 @@ class WorkshopTab:
         state = progress.state
         shape, genotype, alpha = run.shape(), run.genotype(), run.alpha()
         drawn = searchseg.draw(genotype, **shape) if genotype and shape else ""
-        busy = state in ("running", "stopping")
+        busy_now = state in ("running", "stopping")
         return (
             chooser,
-            gr.Timer(active=busy),
+            gr.Timer(active=busy_now),
             _words(name, progress),
             _points(progress, "loss"),
             _points(progress, "miou"),
             drawn,
             draw_alpha(alpha) if alpha else "",
             progress.log,
-            gr.Button(interactive=state == "running"),
-            gr.Button(interactive=not busy and state != "finished"),
+            gr.Button(interactive=busy_now),
+            gr.Button(interactive=not busy_now and state != "finished"),
             gr.Button(interactive=state == "finished"),
         )
 
@@ -141,10 +148,11 @@ class WorkshopTab:
         run = self._known(name)
         if run.state != "finished":
             return warning("Only a finished run can be published.")
+        token = (token or "").strip()
+        if not token and not self.own_token:
+            return warning("Type a token with write access, or log in.")
         try:
-            sent = publish(
-                run.model, (repo_id or "").strip(), private=private, token=(token or "").strip() or None
-            )
+            sent = publish(run.model, (repo_id or "").strip(), private=private, token=token or None)
         except PublishError as error:
             return warning(_without(str(error), token, str(run.model)))
         return quiet(f"{'Published' if sent.changed else 'Already there'}: {sent.url}")
@@ -158,9 +166,11 @@ class WorkshopTab:
         if not archive:
             raise refuse("Upload a zip with the folders images and masks.")
         names = _names(classes)
-        largest, _ = unpack(Path(archive), data)
-        if largest >= len(names) and largest != ignored:
-            raise refuse(f"The masks go up to {largest}: name {largest + 1} classes, or ignore that value.")
+        values, _ = unpack(Path(archive), data)
+        strange = sorted(values - set(range(len(names))) - ({int(ignored)} if ignored is not None else set()))
+        if strange:
+            told = ", ".join(map(str, strange[:5]))
+            raise refuse(f"The masks also hold {told}: name a class for each value, or ignore one.")
         return _custom(str(data), "image", "mask", ",".join(names), ignored)
 
 
@@ -168,6 +178,8 @@ def _names(classes: str) -> list[str]:
     names = [name.strip() for name in (classes or "").replace("\n", ",").split(",") if name.strip()]
     if not 2 <= len(names) <= 255:
         raise refuse("Name the classes in the order of their values, such as: background, leaf.")
+    if not all(_CLASS.fullmatch(name) for name in names):
+        raise refuse("A class has a name of up to 60 printable characters.")
     return names
 
 
@@ -236,7 +248,7 @@ def _points(progress: Progress, what: str) -> pandas.DataFrame:
 
 def lay_out(runs: Path) -> Any:
     """Components and events; returns the event after which a new model may be there."""
-    tab = WorkshopTab(runs)
+    tab = WorkshopTab(runs, own_token="SPACE_ID" not in os.environ)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             source = gr.Radio([SHAPES_CHOICE, HUB_CHOICE, ZIP_CHOICE], value=SHAPES_CHOICE, label="Data")

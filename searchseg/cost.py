@@ -66,7 +66,7 @@ def part_costs(
         def after(part: str, output: Any) -> None:
             spent[part] += counter.get_total_flops()
             while not isinstance(output, Tensor):  # an encoder gives a pyramid: its deepest level
-                output = output[-1]
+                output = output[0] if isinstance(output[0], list | tuple) else output[-1]
             shapes[part] = tuple(output.shape[1:])
 
         for part, module in parts.items():

@@ -165,7 +165,10 @@ def _load(folder: Path, fetch: Callable[[str, int], None]) -> nn.Module:
         model = build(config, genotype)
     fetch(WEIGHTS, _most_bytes(model))
     tensors = _read_weights(folder, model)
-    model.to_empty(device="cpu")
+    if {name for name, _ in model.named_buffers()} <= set(model.state_dict()):
+        model.to_empty(device="cpu")
+    else:  # some encoders compute what they do not save; that takes a network built for good
+        model = build(config, genotype)
     model.load_state_dict(tensors, strict=True)
     return model.eval()
 

@@ -25,13 +25,9 @@ SMALL = {  # arguments that keep a test small; every other architecture stands o
     "setr": {"width": 16},
 }
 CASES = [(name, SMALL.get(name, {"encoder": "resnet18"})) for name in ARCHITECTURES]
+CASES += [("fcn", {"encoder": "resnetblur18"}), ("fcn", {"encoder": "vgg11_bn"})]
 CASES += [("setr", {"width": 16, "decoder": "naive"}), ("setr", {"width": 16, "decoder": "mla"})]
 GENOTYPE = random_genotype(2, seed=0)
-# pspnet builds the whole encoder, but reads only its first stages; dpt keeps the encoder's classifier
-UNUSED = {
-    "pspnet": ("network.encoder.layer3.", "network.encoder.layer4."),
-    "dpt": ("network.encoder.model.norm.", "network.encoder.model.head."),
-}
 
 
 def network(name: str, arguments: dict, classes: int = 2, size: int = 64) -> torch.nn.Module:
@@ -61,8 +57,12 @@ def test_every_weight_learns(name: str, arguments: dict) -> None:
     net = network(name, arguments).train()
     target = torch.randint(0, 2, (2, 64, 64))
     searchseg.dice_cross_entropy_loss(net(torch.randn(2, 3, 64, 64)), target).backward()
-    idle = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert [key for key in idle if not key.startswith(UNUSED.get(name, ()) or ("-",))] == []
+    learning = {key: p.grad for key, p in net.named_parameters() if p.requires_grad}
+    assert [key for key, grad in learning.items() if grad is None or not grad.isfinite().all()] == []
+    # timm begins the last norm of every residual branch at zero, and all before it has to wait one step
+    assert sum(bool(grad.any()) for grad in learning.values()) > 0.4 * len(learning)
+    frozen = [key for key, p in net.named_parameters() if not p.requires_grad]
+    assert not frozen or name in ("pspnet", "dpt")
 
 
 @each
@@ -82,10 +82,10 @@ def test_saved_and_loaded_it_says_the_same(name: str, arguments: dict, tmp_path)
 def test_half_precision_is_near(name: str, arguments: dict) -> None:
     net, image = network(name, arguments).eval(), torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        exact = net(image).softmax(1)
+        exact = net(image)
         for kind in (torch.bfloat16, torch.float16):
-            near = net.to(kind)(image.to(kind)).float().softmax(1)
-            assert (near - exact).abs().mean() < 0.05, kind
+            near = net.to(kind)(image.to(kind)).float()
+            assert (near - exact).abs().mean() < 0.1 * exact.std(), kind
             net = network(name, arguments).eval()
 
 
@@ -111,6 +111,7 @@ def test_it_is_drawn_with_its_costs(name: str, arguments: dict) -> None:
         ("segnet", {"encoder": "resnet18"}, "VGG"),
         ("fpn", {"encoder": 7}, "plain name"),
         ("deeplabv3", {"other": 1}, "other"),
+        ("deeplabv3", {"encoder": "tu-vovnet39a"}, "deeplabv3 cannot stand on"),
         ("fpn", {"pretrained": True}, "pretrained"),
     ],
 )

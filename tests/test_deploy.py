@@ -60,6 +60,9 @@ def test_the_tree_starts_in_an_empty_directory_and_segments(tmp_path):
         "app.py", "requirements.txt", "LICENSE", "README.md", "searchseg", "hub", "page",
     }  # fmt: skip
     assert [path.name for path in (space / "hub" / "models").iterdir()] == [SHIPPED.name]
+    for name in ("metrics.json", "search/genotype.jsonl", "search/alpha.jsonl"):  # the page shows them
+        copy = space / "hub" / "models" / SHIPPED.name / name
+        assert copy.read_bytes() == (SHIPPED / name).read_bytes()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

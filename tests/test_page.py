@@ -15,6 +15,7 @@ import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from huggingface_hub import constants
 from PIL import Image, ImageDraw
 from torch import nn
 
@@ -194,7 +195,7 @@ def test_server_keeps_its_files_and_its_bounds(page: str, folder: Path) -> None:
     assert httpx.post(f"{page}gradio_api/upload", files=large, timeout=60).status_code == 413
 
 
-def test_api_page_lists_one_endpoint(client: Client) -> None:
+def test_api_page_lists_three_endpoints(client: Client) -> None:
     api = client.view_api(return_format="dict", print_info=False)
     assert sorted(api["named_endpoints"]) == ["/architecture", "/compare", "/segment"]
     assert not api["unnamed_endpoints"]
@@ -282,8 +283,27 @@ def test_photos_of_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: stream)
     gallery, told = examples.rows_of_dataset()
-    assert "CC BY-SA 4.0" in told and len(gallery.value.root) == examples.PHOTOS
+    assert "CC BY-SA 4.0" in told and len(gallery.value) == examples.PHOTOS
     examples._photos.cache_clear()
+
+
+@pytest.mark.parametrize("number", [-1, examples.PHOTOS, "0", None, [0], True, "/etc/passwd"])
+def test_a_click_names_a_photo_by_number_alone(number: object) -> None:
+    event = gr.SelectData(None, {"index": number, "value": {"image": {"path": "/etc/passwd"}}})
+    with pytest.raises(gr.Error, match="no such photo"):
+        segment._chosen(event)
+
+
+def test_messages_keep_the_places_of_the_server() -> None:
+    cache, home = constants.HF_HUB_CACHE, str(Path.home())
+    told = uploads.without_paths(f"delete {cache}/models--a--b, see {home}/notes")
+    assert cache not in told and home not in told and "the Hub cache/models--a--b" in told
+
+
+@pytest.mark.parametrize("names", [5, [["unet-tiny", "x"]], {"a": 1}, "unet-tiny"])
+def test_compare_refuses_what_is_no_list_of_names(client: Client, folder: Path, names: object) -> None:
+    with pytest.raises(AppError, match="two to 6 networks"):
+        client.predict(handle_file(folder / "photo.jpg"), names, api_name="/compare")
 
 
 def test_a_picture_that_was_deleted_says_so(folder: Path, tmp_path: Path) -> None:

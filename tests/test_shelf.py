@@ -110,3 +110,39 @@ def test_the_hub_is_asked_for_models(hub, published: str, folder: Path) -> None:
     assert "alice/leaves" in answer and "0.6250" in answer
     assert "There is none" in tab.ask("bob")
     assert "no name of a user" in tab.ask("<script>") and "<script>" not in tab.ask("<script>")
+
+
+def test_a_model_beyond_the_bounds_is_refused_before_its_weights(hub, published: str, folder: Path) -> None:
+    config = json.loads(hub.files("alice/leaves")["config.json"])
+    large = json.dumps({**config, "image_size": [4096, 4096]}).encode()
+    hub.commit("alice/leaves", {"config.json": large})
+    hub.requests.clear()
+    answer = CatalogueTab(Shelf(folder)).load("alice/leaves", "", "")
+    assert "more than this page runs" in answer and 'class="warning"' in answer
+    assert not [path for _, path in hub.requests if "model.safetensors" in path]
+
+
+def test_nested_metrics_are_no_metrics(hub, published: str, folder: Path) -> None:
+    hub.commit("alice/leaves", {"metrics.json": b"[" * 100_000})
+    model = Shelf(folder).add("alice/leaves")
+    assert model.miou is None and model.task is None
+
+
+def test_a_visitor_does_not_borrow_the_token_of_the_page(
+    hub, published: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create("alice/secret", private=True, owner_token="hf_alice")
+    files = {name: content for name, content in hub.files("alice/leaves").items() if "." in name}
+    hub.commit("alice/secret", files)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    public, own = CatalogueTab(Shelf(folder), private=False), CatalogueTab(Shelf(folder))
+    assert "the Hub has no alice/secret" in public.load("alice/secret", "", "")
+    assert "is loaded" in own.load("alice/secret", "", "")
+    assert "alice/secret" not in public.ask("") and "alice/secret" in own.ask("")
+
+
+def test_messages_hold_no_path_of_the_server(hub, published: str, folder: Path, tmp_path: Path) -> None:
+    hub.commit("alice/leaves", {"model.safetensors": b"no tensors"})
+    answer = CatalogueTab(Shelf(folder)).load("alice/leaves", "", "")
+    assert "not a safetensors file" in answer and str(Path.home()) not in answer
+    assert "/tmp/" not in answer and str(tmp_path) not in answer

@@ -41,18 +41,20 @@ def test_bootstrap_knows_luck_from_merit() -> None:
     truth = random.integers(0, 2, (60, 50))
     flip = random.random((2, 60, 50))
     good, bad = (np.where(flip[k] < rate, 1 - truth, truth) for k, rate in enumerate((0.05, 0.2)))
-    one, other = counts_of(truth, good), counts_of(truth, bad)
+    one, other = counts_of(truth, good)[None], counts_of(truth, bad)[None]
     found = paired_bootstrap(one, other)
+    both = paired_bootstrap(np.concatenate([one, other]), np.concatenate([other, one]))
+    assert both.difference == pytest.approx(0) and not both.decided  # the mean of two seeds each
     assert found.decided and found.low < found.difference < found.high
-    assert found.difference == pytest.approx(miou(one.sum(0)) - miou(other.sum(0)))
+    assert found.difference == pytest.approx(miou(one[0].sum(0)) - miou(other[0].sum(0)))
     same = paired_bootstrap(one, one)
     assert (same.low, same.difference, same.high) == (0, 0, 0) and not same.decided
     again = np.where(random.random(truth.shape) < 0.05, 1 - truth, truth)
-    lucky = paired_bootstrap(one, counts_of(truth, again))
+    lucky = paired_bootstrap(one, counts_of(truth, again)[None])
     assert lucky.low < 0 < lucky.high and not lucky.decided
     assert paired_bootstrap(one, other) == found  # one seed, one answer
     with pytest.raises(ValueError, match="equal shapes"):
-        paired_bootstrap(one, other[:-1])
+        paired_bootstrap(one, other[:, :-1])
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,8 @@ def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert [record["system"] for record in grown] == ["searchnet", "unet", "fcn"]
     assert (out / "unet-seed0" / "model.safetensors").stat().st_mtime_ns == before, "trained twice"
     assert grown[:2] == document["trainings"]
+    assert compare.main(["--resume", str(out)]) == 0  # the cure that an interrupted table prints
+    assert json.loads((out / "table.json").read_text())["trainings"] == grown
     capsys.readouterr()
 
 

@@ -33,20 +33,23 @@ def miou(counts: np.ndarray) -> np.ndarray:
 
 
 def paired_bootstrap(one: np.ndarray, other: np.ndarray, seed: int = 0, draws: int = DRAWS) -> Interval:
-    """mIoU of `one` minus that of `other`, both (pictures, K, K) counts of the same pictures in one order.
+    """mIoU of `one` minus that of `other`: (seeds, pictures, K, K) counts of the same pictures in one order.
 
-    Every draw takes as many pictures as there are, with repetition, the same ones for both (Efron &
-    Tibshirani 1993, chapter 13: the percentile interval). Raises ValueError for counts that do not pair.
+    The mIoU of several seeds is their mean; the seeds stay as they are, only pictures are drawn. Every draw
+    takes as many pictures as there are, with repetition, the same ones for both (Efron & Tibshirani 1993,
+    chapter 13: the percentile interval). Raises ValueError for counts that do not pair.
     """
-    if one.shape != other.shape or one.ndim != 3 or len(one) == 0:
+    if one.shape != other.shape or one.ndim != 4 or 0 in one.shape:
         raise ValueError(
-            f"counts of equal shapes (pictures, K, K) are wanted, got {one.shape}, {other.shape}"
+            f"counts of equal shapes (seeds, pictures, K, K) are wanted, got {one.shape}, {other.shape}"
         )
-    random, pictures = np.random.default_rng(seed), len(one)
+    random, pictures = np.random.default_rng(seed), one.shape[1]
     differences = np.empty(draws)
     for draw in range(draws):
         # how often each picture was drawn: a product with the counts is their sum over the drawn ones
         times = np.bincount(random.integers(0, pictures, pictures), minlength=pictures)
-        differences[draw] = miou(np.tensordot(times, one, 1)) - miou(np.tensordot(times, other, 1))
+        drawn = (np.einsum("p,spij->sij", times, counts) for counts in (one, other))
+        differences[draw] = np.subtract(*(miou(total).mean() for total in drawn))
     low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(miou(one.sum(0)) - miou(other.sum(0))), float(low), float(high))
+    difference = miou(one.sum(1)).mean() - miou(other.sum(1)).mean()
+    return Interval(float(difference), float(low), float(high))

@@ -204,9 +204,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _is_table(words: list[str]) -> bool:
+    """Whether the arguments ask for a table, or continue one."""
+    if any(word.split("=")[0] == "--table" for word in words):
+        return True
+    settings = Path(words[words.index("--resume") + 1], SETTINGS) if "--resume" in words[:-1] else None
+    return bool(settings and settings.is_file() and "table" in json.loads(settings.read_text())["options"])
+
+
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    if any(word == "--table" or word.startswith("--table=") for word in words):
+    if _is_table(words):
         return table.main(argv)
     top = parser()
     given = top.parse_args(argv)

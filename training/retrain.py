@@ -173,6 +173,8 @@ def retrain(
         loaded.epoch = epoch
         meter = Meter(len(task.classes), accelerator.device)
         training.model.train()
+        # for dropout: the same in a run that was interrupted, another in each process
+        torch.manual_seed(1_000_003 * seed + 1_009 * epoch + accelerator.process_index)
         for step, (images, masks) in enumerate(loaded, epoch * batches):
             factor = cosine(step, total, recipe.warmup) if recipe.schedule == "cosine" else 1.0
             meter.add(training.step(images, masks, factor), masks)
@@ -188,7 +190,7 @@ def retrain(
         if main:
             write_lines(out / "history.jsonl", history)
             save_pretrained(training.result, out, config)
-            if keep_best and record["held_out_miou"] == max(row["held_out_miou"] for row in history):
+            if keep_best and all(record["held_out_miou"] > row["held_out_miou"] for row in history[:-1]):
                 save_pretrained(training.result, out / "best", config)
             save_checkpoint(out / "checkpoint.pt", {"epoch": epoch + 1, "training": training.state_dict()})
         accelerator.wait_for_everyone()

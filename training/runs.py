@@ -8,10 +8,12 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import InitProcessGroupKwargs
 
 from hub.publish import PublishError, publish
 from searchseg.genotype import GenotypeError
@@ -85,6 +87,8 @@ def perform(
         cpu=args.cpu,
         mixed_precision=args.mixed_precision,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
+        # the main process scores and writes for minutes while the others wait
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
     try:
         run(

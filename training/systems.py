@@ -24,6 +24,7 @@ from searchseg.segmenter import class_ids
 from searchseg.task import IGNORE, Task
 from training.bootstrap import miou
 from training.files import read_lines, write_atomically
+from training.options import machine
 from training.presets import RECIPES, RetrainSettings
 from training.retrain import baseline, retrain, searchnet
 from training.rows import CheckedRows
@@ -35,11 +36,11 @@ RESULT, COUNTS = "result.json", "counts.npz"
 @dataclasses.dataclass(frozen=True)
 class TableRows:
     """Rows to learn from, to choose the epoch on and to score; `bordered`: the test rows with the trimap's
-    border counted as pet, None for other tasks."""
+    border counted as pet, None for other tasks. Processes that do not score have no test rows."""
 
     learning: Any
     validation: Any
-    test: CheckedRows
+    test: CheckedRows | None = None
     bordered: CheckedRows | None = None
 
 
@@ -55,8 +56,8 @@ def build_system(
 def run_system(
     name: str, seed: int, build: Callable[[], nn.Module], settings: RetrainSettings, recipe: str, task: Task,
     rows: TableRows, out: Path, accelerator: Accelerator, workers: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    """Train and score one system from one seed in `out` / "NAME-seedS", or read what was done there."""
+) -> None:  # fmt: skip
+    """Train and score one system from one seed in `out` / "NAME-seedS", unless that was done before."""
     folder = out / f"{name}-seed{seed}"
     if not (folder / RESULT).exists():
         torch.manual_seed(seed)
@@ -65,17 +66,17 @@ def run_system(
             model, settings, RECIPES[recipe], task, rows.learning, folder, accelerator, seed=seed,
             held_out=rows.validation, workers=workers, keep_best=True,
         )  # fmt: skip
-        if accelerator.is_main_process:
+        if rows.test is not None:
             _score(folder, name, seed, task, rows, settings.size, accelerator.device)
         accelerator.wait_for_everyone()
-    return json.loads((folder / RESULT).read_text())
 
 
 def _score(
     folder: Path, name: str, seed: int, task: Task, rows: TableRows, size: int, device: torch.device
 ) -> None:
     history = read_lines(folder / "history.jsonl")
-    model = from_pretrained(folder / "best", device=device)
+    model = from_pretrained(folder / "best", device=device).to(memory_format=torch.channels_last)
+    assert rows.test is not None
     counts, losses, seconds = picture_counts(model, rows.test, task, device)
     np.savez_compressed(folder / COUNTS, counts=counts)
     foreground = None
@@ -99,6 +100,7 @@ def _score(
         "seconds_per_picture": float(np.median(seconds)),
         "minutes": sum(row["seconds"] for row in history) / 60,
         "arguments": dict(model.config.arguments),
+        "machine": machine(),
     }
     write_atomically(folder / RESULT, json.dumps(record, indent=2) + "\n")
 
@@ -113,7 +115,8 @@ def picture_counts(
     for place in range(len(rows)):
         pixels, mask = rows[place]
         began = time.perf_counter()
-        batch = config.tensor(Image.fromarray(pixels.permute(1, 2, 0).numpy()))[None].to(device)
+        batch = config.tensor(Image.fromarray(pixels.permute(1, 2, 0).numpy()))[None]
+        batch = batch.to(device, memory_format=torch.channels_last)
         scores = model(batch).float().cpu()
         prediction = class_ids(scores[0], *mask.shape)
         seconds.append(time.perf_counter() - began)

@@ -37,8 +37,8 @@ from training.options import Manual, add_data_options, data_of, dataset_name, ma
 from training.presets import PRESETS, RECIPES
 from training.retrain import genotype_of
 from training.rows import CheckedRows, hold_out, load_rows
-from training.runs import add_run_options, parse, perform, record_settings
-from training.systems import COUNTS, SYSTEMS, TableRows, build_system, run_system
+from training.runs import SETTINGS, add_run_options, parse, perform, record_settings
+from training.systems import COUNTS, RESULT, SYSTEMS, TableRows, build_system, run_system
 from training.table_figures import draw_figures
 
 SHIPPED = Path(__file__).resolve().parent.parent / "hub" / "models" / "searchnet-pet-lite" / "genotype.json"
@@ -120,7 +120,7 @@ def intervals_of(records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """SEARCH-Net's mIoU minus that of each other system, with its interval, over the seeds that both have."""
 
     def counts(system: str, seeds: list[int]) -> np.ndarray:
-        return sum(np.load(out / f"{system}-seed{seed}" / COUNTS)["counts"] for seed in seeds)
+        return np.stack([np.load(out / f"{system}-seed{seed}" / COUNTS)["counts"] for seed in seeds])
 
     seeds: dict[str, set[int]] = {}
     for record in records:
@@ -138,7 +138,8 @@ def intervals_of(records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     return found
 
 
-def _rows(args: argparse.Namespace, task: Task, quiet: bool) -> TableRows:
+def _rows(args: argparse.Namespace, task: Task, scores: bool) -> TableRows:
+    """The rows of a table; the test rows only for the process that `scores`."""
     data, revision = data_of(args, task)
     learning = load_rows(data, args.split, revision, task)
     if args.validation:
@@ -147,18 +148,18 @@ def _rows(args: argparse.Namespace, task: Task, quiet: bool) -> TableRows:
         learning, validation = hold_out(learning, args.hold_out)
     if validation is None:
         raise TaskError("rows to choose the epoch on are needed: --validation SPLIT or --hold-out 0.1")
+    if not scores:
+        return TableRows(learning, validation)
     test = load_rows(data, args.test, revision, task)
     bordered = None
     if task.name == "pet" and args.border == "ignore":
-        bordered = CheckedRows(test, tasks.pet("pet"), None, "test rows, border as pet", quiet)
-    return TableRows(learning, validation, CheckedRows(test, task, None, "test rows", quiet), bordered)
+        bordered = CheckedRows(test, tasks.pet("pet"), None, "test rows, border as pet")
+    return TableRows(learning, validation, CheckedRows(test, task, None, "test rows"), bordered)
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.compare", description=__doc__, formatter_class=Manual)
-    top.add_argument(
-        "--table", required=True, choices=("pet", "camvid", "custom"), help="the task of the table"
-    )
+    top.add_argument("--table", choices=("pet", "camvid", "custom"), help="the task of the table")
     what = top.add_argument_group("systems")
     what.add_argument("--systems", default=",".join(SYSTEMS[:6]), help=f"any of {','.join(SYSTEMS)}")
     what.add_argument("--genotype", default=str(SHIPPED), help="of the SEARCH-Net: a file or Hub id")
@@ -183,6 +184,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     top = parser()
     given, args = top.parse_args(argv), parse(top, argv)
+    if not args.table:
+        top.error("say which table with --table pet, camvid or custom")
     if args.resume:  # a table grows: what is named now is added to what it began with
         wanted = {*args.systems.split(","), *given.systems.split(",")} if _named(argv, "--systems") else None
         args.systems = ",".join(name for name in SYSTEMS if name in wanted) if wanted else args.systems
@@ -204,38 +207,50 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     task, main_process = task_of(args), accelerator.is_main_process
     given = {"epochs": args.epochs, "size": args.size}
     settings = dataclasses.replace(PRESETS[args.preset].retrain, **{k: v for k, v in given.items() if v})
-    genotype: Genotype = genotype_of(args.genotype)[0]
-    rows = _rows(args, task, quiet=not main_process)
+    kept = args.out / "genotype.json"  # the search that wrote the first one may go on
+    genotype: Genotype = genotype_of(str(kept) if kept.exists() else args.genotype)[0]
+    rows = _rows(args, task, scores=main_process)
     data, revision = data_of(args, task)
+    if main_process and args.resume:  # so that the next --resume knows them too
+        record = json.loads((args.out / SETTINGS).read_text())
+        record["options"] |= {"systems": args.systems, "seeds": args.seeds}
+        write_atomically(args.out / SETTINGS, json.dumps(record, indent=2) + "\n")
     record_settings(args, accelerator, command, settings=dataclasses.asdict(settings))
+    if main_process:
+        write_atomically(kept, genotype.to_json())
     protocol = {
         "data": dataset_name(data), "revision": revision,
         "learned on": f"{args.split}, {len(rows.learning)} rows",
         "epoch chosen on": f"{args.validation or f'{args.hold_out} of it'}, {len(rows.validation)} rows",
-        "scored on": f"{args.test}, {len(rows.test)} rows, at the size of the mask", "rule": task.note,
+        "scored on": f"{args.test}, at the size of the mask", "rule": task.note,
         "preset": args.preset, "recipe": args.recipe, "epochs": settings.epochs, "size": settings.size,
         "encoder weights": args.encoder_weights or "none, from scratch", "genotype": genotype.id,
         "processes": accelerator.num_processes, "machine": machine()["device"], "torch": machine()["torch"],
     }  # fmt: skip
-    records: list[dict[str, Any]] = []
     systems = [name for name in SYSTEMS if name in args.systems.split(",")]
-    for seed in range(args.seeds):
-        for name in systems:
-            accelerator.print(f"{TITLES[name]}, seed {seed}")
+    runs = [(seed, name) for seed in range(args.seeds) for name in systems]
+    for seed, name in runs:
+        accelerator.print(f"{TITLES[name]}, seed {seed}")
 
-            def build(name: str = name) -> Any:
-                return build_system(name, settings, task, genotype, bool(args.encoder_weights))
+        def build(name: str = name) -> Any:
+            return build_system(name, settings, task, genotype, bool(args.encoder_weights))
 
-            records.append(
-                run_system(
-                    name, seed, build, settings, args.recipe, task, rows, args.out, accelerator, args.workers
-                )
-            )
-            if main_process:
-                write_report(records, protocol, command, task, args.out)
-    if main_process:
+        run_system(name, seed, build, settings, args.recipe, task, rows, args.out, accelerator, args.workers)
+        if main_process:
+            write_report(results(runs, args.out), protocol, command, task, args.out)
+    if main_process and rows.test is not None:
+        records = results(runs, args.out)
         draw_figures(records, task, rows.test, args.out)
         print((args.out / "table.md").read_text())
+
+
+def results(runs: list[tuple[int, str]], out: Path) -> list[dict[str, Any]]:
+    """What is done of `runs`, (seed, system) each, in the order of the systems."""
+    paths = [
+        out / f"{name}-seed{seed}" / RESULT
+        for seed, name in sorted(runs, key=lambda run: SYSTEMS.index(run[1]))
+    ]
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
 
 
 def write_report(
@@ -254,7 +269,8 @@ def write_report(
     text = (
         f"{table(records, intervals, task.name, task.classes)}\nProtocol: {stated}.\n\n"
         "SEARCH-Net against it: difference of mIoU with the 95 % interval of a paired bootstrap over "
-        f"the test pictures.\nCommand: `{command}`\n"
+        "the test pictures, seeds held fixed. Minutes include the scoring of validation rows. The encoder "
+        f"of a system stands in table.json.\n\nCommand: `{command}`\n"
     )
     write_atomically(out / "table.md", text)
 

@@ -96,7 +96,7 @@ def _confusion(axes: Any, systems: list[str], task: Task, out: Path) -> None:
                 chart.text(
                     column,
                     row,
-                    f"{share:.2f}"[1 * (share < 1) :],
+                    f"{share:.2f}".removeprefix("0"),
                     ha="center",
                     va="center",
                     color=color,
@@ -108,7 +108,8 @@ def _confusion(axes: Any, systems: list[str], task: Task, out: Path) -> None:
 def _pictures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out: Path) -> None:
     """Image, truth and every system's answer, for the best, the median and the worst picture of the first."""
     systems = list(dict.fromkeys(record["system"] for record in records))
-    order = np.argsort(miou(np.load(out / f"{systems[0]}-seed0" / COUNTS)["counts"]))
+    scores = miou(np.load(out / f"{systems[0]}-seed0" / COUNTS)["counts"])
+    order = np.argsort(scores)[: np.isfinite(scores).sum()]  # a picture that is all ignored has no score
     chosen = dict(zip(CASES, (order[-1], order[len(order) // 2], order[0]), strict=True))
     models = {system: from_pretrained(out / f"{system}-seed0" / "best") for system in systems}
 

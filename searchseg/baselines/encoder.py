@@ -12,6 +12,13 @@ from torch import Tensor, nn
 _ENCODER = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,79}")
 
 
+# what timm and segmentation-models-pytorch raise, besides ValueError, for an encoder that does not fit
+MISFITS = (
+    AssertionError, AttributeError, ImportError, IndexError, KeyError, NotImplementedError, RuntimeError,
+    TypeError,
+)  # fmt: skip
+
+
 def checked(encoder: str, num_classes: int) -> None:
     """Raises ValueError for an encoder that is no plain name, or a number of classes out of 2..255."""
     if not isinstance(encoder, str) or not _ENCODER.fullmatch(encoder):

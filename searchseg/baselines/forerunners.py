@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchseg.baselines.encoder import AnySize, checked, timm
+from searchseg.baselines.encoder import MISFITS, AnySize, checked, timm
 from searchseg.operations import ConvNorm
 
 
@@ -19,10 +20,13 @@ class FCN(AnySize):
         checked(encoder, num_classes)
         self.arguments = {"encoder": encoder, "num_classes": num_classes}
         try:
+            with torch.device("meta"):
+                strides = timm().create_model(encoder, features_only=True).feature_info.reduction()
             self.encoder = timm().create_model(
-                encoder, pretrained=pretrained, features_only=True, out_indices=(2, 3, 4)
-            )
-        except (RuntimeError, IndexError, AttributeError, AssertionError) as error:
+                encoder, pretrained=pretrained, features_only=True,
+                out_indices=tuple(strides.index(stride) for stride in (8, 16, 32)),
+            )  # fmt: skip
+        except (*MISFITS, ValueError) as error:
             raise ValueError(f"fcn cannot stand on the encoder {encoder!r}: {error}") from error
         channels = self.encoder.feature_info.channels()
         self.heads = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in channels)
@@ -52,7 +56,7 @@ class SegNet(AnySize):
             raise ValueError(f"segnet stands on a VGG such as vgg16_bn, got the encoder {encoder!r}")
         try:
             features = timm().create_model(encoder, pretrained=pretrained).features
-        except RuntimeError as error:
+        except MISFITS as error:
             raise ValueError(f"segnet cannot stand on the encoder {encoder!r}: {error}") from error
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         block: list[nn.Module] = []

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchseg.baselines.encoder import AnySize, checked, timm
+from searchseg.baselines.encoder import MISFITS, AnySize, checked, timm
 from searchseg.operations import ConvNorm
 
 DECODERS = ("pup", "naive", "mla")
@@ -20,7 +20,7 @@ class SETR(AnySize):
 
     `encoder`: a timm vision transformer of square patches; its position embedding is resampled to the
     image. `decoder`: "pup" (progressive upsampling by two, section 3.3), "naive" (two layers, then at once)
-    or "mla" (multi-level aggregation of four layers).
+    or "mla" (multi-level aggregation of four layers). The paper's auxiliary heads are left out.
     """
 
     architecture = "setr"
@@ -45,7 +45,7 @@ class SETR(AnySize):
                 encoder, pretrained=pretrained, num_classes=0, dynamic_img_size=True
             )
             self.stride, depth, channels = _described(transformer)
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except MISFITS as error:
             raise ValueError(f"setr cannot stand on the encoder {encoder!r}: {error}") from error
         if decoder == "mla":
             layers = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
@@ -88,12 +88,19 @@ def _twice(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+class TokenNorm(nn.LayerNorm):
+    """Layer norm of every token on its own, for (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 class ProgressiveUpsampling(nn.Module):
     """Four times a 3x3 convolution and twice the size (SETR-PUP)."""
 
     def __init__(self, channels: int, width: int, num_classes: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = TokenNorm(channels)
         widths = [channels, width, width, width, width]
         self.steps = nn.ModuleList(ConvNorm(a, b, 3, activation=True) for a, b in itertools.pairwise(widths))
         self.head = nn.Conv2d(width, num_classes, 1)
@@ -110,7 +117,7 @@ class NaiveUpsampling(nn.Module):
 
     def __init__(self, channels: int, width: int, num_classes: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = TokenNorm(channels)
         self.layers = nn.Sequential(
             ConvNorm(channels, width, 1, activation=True), nn.Conv2d(width, num_classes, 1)
         )
@@ -120,20 +127,19 @@ class NaiveUpsampling(nn.Module):
 
 
 class MultiLevelAggregation(nn.Module):
-    """Four layers, each added to the deeper ones, refined and enlarged four times, then joined (SETR-MLA)."""
+    """Four layers, each added to the deeper ones, refined, enlarged four times and joined (SETR-MLA)."""
 
     def __init__(self, channels: int, width: int, num_classes: int) -> None:
         super().__init__()
-        quarter = width // 4
-        self.norms = nn.ModuleList(nn.GroupNorm(1, channels) for _ in range(4))
+        half = width // 2
+        self.norms = nn.ModuleList(TokenNorm(channels) for _ in range(4))
         self.entries = nn.ModuleList(ConvNorm(channels, width, 1, activation=True) for _ in range(4))
+        # after the addition one more 3x3, then the two that follow the entry's 1x1, the last one narrower
         self.streams = nn.ModuleList(
-            nn.Sequential(
-                ConvNorm(width, quarter, 3, activation=True), ConvNorm(quarter, quarter, 3, activation=True)
-            )
+            nn.Sequential(*(ConvNorm(width, out, 3, activation=True) for out in (width, width, half)))
             for _ in range(4)
         )
-        self.head = nn.Conv2d(4 * quarter, num_classes, 1)
+        self.head = nn.Conv2d(4 * half, num_classes, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         total, streams = None, []
