@@ -100,7 +100,13 @@ class SegmentTab:
         seen = " × ".join(map(str, reversed(model.config.image_size)))
         facts = f"{width} × {height} pixels, seen at {seen}, segmented in {result.seconds:.2f} s"
         facts += f" by {model.title}"
-        return view(result), quiet(facts + (f", commit {model.commit}" if model.commit else ""))
+        return view(result), quiet(f"{facts}, {self.version(model)}")
+
+    def version(self, model: Model) -> str:
+        """The commit of a Hub model, the fingerprint of any other."""
+        if model.commit:
+            return f"commit {model.commit}"
+        return f"fingerprint {self.shelf.load(model.name).segmenter.fingerprint}"
 
     def downloads(self, picture: str | None, name: str) -> list[gr.DownloadButton]:
         """Files of the result just shown: class ids, colours, cut-out, and the numbers as JSON."""
@@ -110,7 +116,7 @@ class SegmentTab:
         shown = {"class-ids": result.mask_image(), "colors": palette(result), "cutout": result.cutout()}
         paths = save(picture, shown)
         report = Path(paths[0]).with_name(f"{stem(picture)}-report.json")
-        about = {"model": model.name, "commit": model.commit}
+        about = {"model": model.name, "version": self.version(model)}
         report.write_text(json.dumps({**about, **json.loads(result.to_json())}, indent=2) + "\n")
         return [gr.DownloadButton(value=path, interactive=True) for path in [*paths, str(report)]]
 
