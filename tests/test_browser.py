@@ -344,19 +344,22 @@ def test_models(open_tab: Open, scheme: str, width: int) -> None:
     visit.leave(f"models-{scheme}-{width}")
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
-def test_search_survives_a_reload_and_stops(open_tab: Open, folder: Path, scheme: str, width: int) -> None:
-    visit, name = open_tab("Search and publish", scheme, width), f"run-{scheme}"
-    visit.page.locator("#run-name input, #run-name textarea").fill(name)
+def test_search_survives_a_reload_and_stops(open_tab: Open, folder: Path) -> None:
+    visit = open_tab("Search and publish")
+    visit.page.locator("#run-name input, #run-name textarea").fill("shapes")
     visit.page.get_by_role("button", name="Search and train").click()
-    visit.page.get_by_text(f"{name} is running").wait_for()
+    visit.page.get_by_text("shapes is running").wait_for()
     visit.page.close()
-    visit = open_tab("Search and publish", scheme, width)
-    visit.page.get_by_text(f"{name} is running").wait_for()
+    visit = open_tab("Search and publish")
+    visit.page.get_by_text("shapes is running").wait_for()
     visit.page.locator("#growing svg").wait_for()
-    visit.shoot(f"workshop-{scheme}-{width}-running")
+    visit.shoot("workshop-light-1280-running")
     visit.page.get_by_role("button", name="Stop").click()
-    visit.page.get_by_text(f"{name} is stopped").wait_for()
-    assert TrainingRun(folder / "runs", name).state == "stopped"
-    assert visit.page.get_by_role("button", name="Continue").is_enabled()
-    visit.leave(f"workshop-{scheme}-{width}")
+    visit.page.get_by_text("shapes is stopped").wait_for()
+    assert TrainingRun(folder / "runs", "shapes").state == "stopped"
+    visit.leave("workshop-light-1280")
+    phone = open_tab("Search and publish", "dark", 390)
+    phone.page.get_by_text("shapes is stopped").wait_for()
+    assert phone.page.get_by_role("button", name="Continue").is_enabled()
+    assert phone.page.get_by_role("button", name="Stop").is_disabled()
+    phone.leave("workshop-dark-390")

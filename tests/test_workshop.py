@@ -307,7 +307,7 @@ def test_a_run_can_be_stopped_where_interrupts_are_ignored(
     finally:
         signal.signal(signal.SIGINT, before)
     run = TrainingRun(runs, "under-nohup")
-    wait((run.folder / "plan.json").is_file)
+    wait(lambda: "search: begins" in run.progress().log)
     run.stop()
     wait(lambda: not run.running, seconds=30)
     assert run.state == "stopped"
