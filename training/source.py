@@ -47,6 +47,9 @@ class Table:
         self.rows, self.accelerator, self.workers = rows, accelerator, workers
         self.checked = CheckedRows(rows, task, size, "rows", quiet=not accelerator.is_main_process)
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def halves(self, seed: int) -> tuple[list[int], list[int]]:
         return halves(self.rows, seed)
 
@@ -85,14 +88,21 @@ class TableBatches:
 def open_source(
     rows: Any, task: Task, size: int, accelerator: Accelerator, workers: int = 0
 ) -> Table | StreamedRows:
-    """The rows as a Source at `size`; those of a table are checked now, those of a stream as they come."""
+    """The rows as a Source at `size`; those of a table are checked now, those of a stream as they come.
+
+    A Table is given back: who trains several networks checks and decodes its rows once.
+    """
+    if isinstance(rows, Table):
+        return rows
     if isinstance(rows, StreamedRows):
         return rows.at(size).on(accelerator.device, workers)
     return Table(rows, task, size, accelerator, workers)
 
 
 def scored_rows(rows: Any, task: Task, what: str, quiet: bool = False) -> CheckedRows | StreamedPairs:
-    """The rows at their own size, to be scored one by one."""
+    """The rows at their own size, to be scored one by one; rows that were checked before stay as they are."""
+    if isinstance(rows, CheckedRows):
+        return rows
     if isinstance(rows, StreamedRows):
         return StreamedPairs(rows.at(None))
     return CheckedRows(rows, task, None, what, quiet)

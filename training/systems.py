@@ -25,9 +25,10 @@ from searchseg.task import IGNORE, Task
 from training.bootstrap import miou
 from training.files import read_lines, write_atomically
 from training.options import machine
-from training.presets import RECIPES, RetrainSettings
+from training.presets import Recipe, RetrainSettings
 from training.retrain import baseline, retrain, searchnet
 from training.rows import CheckedRows
+from training.source import Table
 
 SYSTEMS = ("searchnet", "unet", "fpn", "deeplabv3", "unetplusplus", "setr", "fcn", "segnet")
 RESULT, COUNTS = "result.json", "counts.npz"
@@ -38,8 +39,8 @@ class TableRows:
     """Rows to learn from, to choose the epoch on and to score; `bordered`: the test rows with the trimap's
     border counted as pet, None for other tasks. Processes that do not score have no test rows."""
 
-    learning: Any
-    validation: Any
+    learning: Table
+    validation: CheckedRows
     test: CheckedRows | None = None
     bordered: CheckedRows | None = None
 
@@ -54,8 +55,8 @@ def build_system(
 
 
 def run_system(
-    name: str, seed: int, build: Callable[[], nn.Module], settings: RetrainSettings, recipe: str, task: Task,
-    rows: TableRows, out: Path, accelerator: Accelerator, workers: int = 0,
+    name: str, seed: int, build: Callable[[], nn.Module], settings: RetrainSettings, recipe: Recipe,
+    task: Task, rows: TableRows, out: Path, accelerator: Accelerator,
 ) -> None:  # fmt: skip
     """Train and score one system from one seed in `out` / "NAME-seedS", unless that was done before."""
     folder = out / f"{name}-seed{seed}"
@@ -63,8 +64,8 @@ def run_system(
         torch.manual_seed(seed)
         model = build()
         retrain(
-            model, settings, RECIPES[recipe], task, rows.learning, folder, accelerator, seed=seed,
-            held_out=rows.validation, workers=workers, keep_best=True,
+            model, settings, recipe, task, rows.learning, folder, accelerator, seed=seed,
+            held_out=rows.validation, keep_best=True,
         )  # fmt: skip
         if rows.test is not None:
             _score(folder, name, seed, task, rows, settings.size, accelerator.device)

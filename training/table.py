@@ -30,6 +30,7 @@ from accelerate import Accelerator
 from searchseg import task as tasks
 from searchseg.baselines import TITLES
 from searchseg.genotype import Genotype
+from searchseg.pretrained import PretrainedError
 from searchseg.task import Task, TaskError
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
@@ -38,6 +39,7 @@ from training.presets import PRESETS, RECIPES
 from training.retrain import genotype_of
 from training.rows import CheckedRows, hold_out, load_rows
 from training.runs import SETTINGS, add_run_options, parse, perform, record_settings
+from training.source import Table
 from training.systems import COUNTS, RESULT, SYSTEMS, TableRows, build_system, run_system
 from training.table_figures import draw_figures
 
@@ -138,8 +140,10 @@ def intervals_of(records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     return found
 
 
-def _rows(args: argparse.Namespace, task: Task, scores: bool) -> TableRows:
-    """The rows of a table; the test rows only for the process that `scores`."""
+def _rows(args: argparse.Namespace, task: Task, size: int, accelerator: Accelerator) -> TableRows:
+    """The rows of a table, checked and decoded once for all its trainings at `size`; the test rows only for
+    the process that scores."""
+    main_process = accelerator.is_main_process
     data, revision = data_of(args, task)
     learning = load_rows(data, args.split, revision, task)
     if args.validation:
@@ -148,13 +152,15 @@ def _rows(args: argparse.Namespace, task: Task, scores: bool) -> TableRows:
         learning, validation = hold_out(learning, args.hold_out)
     if validation is None:
         raise TaskError("rows to choose the epoch on are needed: --validation SPLIT or --hold-out 0.1")
-    if not scores:
-        return TableRows(learning, validation)
+    learned = Table(learning, task, size * 3 // 2, accelerator, args.workers)
+    chosen = CheckedRows(validation, task, None, "validation rows", quiet=not main_process)
+    if not main_process:
+        return TableRows(learned, chosen)
     test = load_rows(data, args.test, revision, task)
     bordered = None
     if task.name == "pet" and args.border == "ignore":
         bordered = CheckedRows(test, tasks.pet("pet"), None, "test rows, border as pet")
-    return TableRows(learning, validation, CheckedRows(test, task, None, "test rows"), bordered)
+    return TableRows(learned, chosen, CheckedRows(test, task, None, "test rows"), bordered)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -209,7 +215,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     settings = dataclasses.replace(PRESETS[args.preset].retrain, **{k: v for k, v in given.items() if v})
     kept = args.out / "genotype.json"  # the search that wrote the first one may go on
     genotype: Genotype = genotype_of(str(kept) if kept.exists() else args.genotype)[0]
-    rows = _rows(args, task, scores=main_process)
+    rows = _rows(args, task, settings.size, accelerator)
     data, revision = data_of(args, task)
     if main_process and args.resume:  # so that the next --resume knows them too
         record = json.loads((args.out / SETTINGS).read_text())
@@ -229,15 +235,20 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     }  # fmt: skip
     systems = [name for name in SYSTEMS if name in args.systems.split(",")]
     runs = [(seed, name) for seed in range(args.seeds) for name in systems]
+    failed: dict[str, str] = {}
     for seed, name in runs:
         accelerator.print(f"{TITLES[name]}, seed {seed}")
 
         def build(name: str = name) -> Any:
             return build_system(name, settings, task, genotype, bool(args.encoder_weights))
 
-        run_system(name, seed, build, settings, args.recipe, task, rows, args.out, accelerator, args.workers)
+        try:
+            run_system(name, seed, build, settings, RECIPES[args.recipe], task, rows, args.out, accelerator)
+        except (PretrainedError, OSError) as error:  # an encoder that does not fit, or cannot be fetched
+            accelerator.print(f"error: {TITLES[name]} cannot be built: {error}", file=sys.stderr)
+            failed[name] = str(error)
         if main_process:
-            write_report(results(runs, args.out), protocol, command, task, args.out)
+            write_report(results(runs, args.out), failed, protocol, command, task, args.out)
     if main_process and rows.test is not None:
         records = results(runs, args.out)
         draw_figures(records, task, rows.test, args.out)
@@ -254,20 +265,24 @@ def results(runs: list[tuple[int, str]], out: Path) -> list[dict[str, Any]]:
 
 
 def write_report(
-    records: list[dict[str, Any]], protocol: dict[str, Any], command: str, task: Task, out: Path
-) -> None:
-    """table.json and table.md of the trainings so far."""
+    records: list[dict[str, Any]], failed: dict[str, str], protocol: dict[str, Any], command: str, task: Task,
+    out: Path,
+) -> None:  # fmt: skip
+    """table.json and table.md of the trainings so far, and of the systems that could not be built."""
     intervals = intervals_of(records, out)
     document = {
         "protocol": protocol,
         "command": command,
         "against searchnet": intervals,
+        "not run": failed,
         "trainings": records,
     }
     write_atomically(out / "table.json", json.dumps(document, indent=2) + "\n")
     stated = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)
     text = (
-        f"{table(records, intervals, task.name, task.classes)}\nProtocol: {stated}.\n\n"
+        f"{table(records, intervals, task.name, task.classes)}\n"
+        + "".join(f"{TITLES[name]} could not be run: {error}\n\n" for name, error in failed.items())
+        + f"Protocol: {stated}.\n\n"
         "SEARCH-Net against it: difference of mIoU with the 95 % interval of a paired bootstrap over "
         "the test pictures, seeds held fixed. Minutes include the scoring of validation rows. The encoder "
         f"of a system stands in table.json.\n\nCommand: `{command}`\n"
