@@ -159,7 +159,8 @@ def _training(training: dict[str, Any]) -> str:
         f"rows: {training['dataset']}, split {options['split']}, {training['rows']} rows",
         f"recipe {options['recipe']}: {readable(recipe)}",
         f"{training['epochs_done']} epochs, batch {training['settings']['batch_size']}, "
-        f"{training['settings']['size']} px, seed {options['seed']}, {training['processes']} processes",
+        f"{_side(training['settings']['size'])} px, seed {options['seed']}, "
+        f"{training['processes']} processes",
         f"{training['minutes']} minutes on {_machine(training['machine'])}",
         "weights after the last epoch; no epoch was chosen",
     ]
@@ -194,3 +195,7 @@ def _search_cost(folder: Path) -> str:
 
 def _machine(machine: dict[str, Any]) -> str:
     return f"{machine['device']}, torch {machine['torch']}"
+
+
+def _side(size: int | list[int]) -> str:
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"

@@ -34,10 +34,29 @@ def dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor
     return torch.where(present, loss, loss * 0).sum() / present.sum().clamp_min(1)
 
 
-def dice_cross_entropy_loss(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
-    """Dice loss plus mean pixel-wise cross-entropy; shapes, errors and ignored pixels as in `dice_loss`."""
+def dice_cross_entropy_loss(
+    logits: Tensor, target: Tensor, ignore_index: int = 255, weight: Tensor | None = None
+) -> Tensor:
+    """Dice loss plus mean pixel-wise cross-entropy; shapes, errors and ignored pixels as in `dice_loss`.
+
+    `weight` (K,), see `class_weights`: what a pixel of each class counts in the cross-entropy.
+    """
     dice = dice_loss(logits, target, ignore_index)
-    total = F.cross_entropy(logits.float(), target.long(), ignore_index=ignore_index, reduction="sum")
-    return dice + total / (target != ignore_index).sum().clamp_min(
-        1
-    )  # the mean reduction is NaN when all is ignored
+    counted, classes = target != ignore_index, target.long()
+    total = F.cross_entropy(logits.float(), classes, weight, ignore_index=ignore_index, reduction="sum")
+    amount = counted.sum() if weight is None else weight[classes.masked_fill(~counted, 0)][counted].sum()
+    # the mean reduction is NaN when all is ignored
+    return dice + total / amount.clamp_min(1 if weight is None else EPSILON)
+
+
+def class_weights(pixels: Tensor) -> Tensor:
+    """Weights 1 / ln(1.02 + share) from the number of pixels of each class (K,), so that rare classes count
+    more (ENet, arXiv 1606.02147, section 5.1); scaled so that the average pixel weighs 1.
+
+    Returns (K,) float32. Raises ValueError when there is no pixel.
+    """
+    if pixels.ndim != 1 or not pixels.sum() > 0:
+        raise ValueError(f"class_weights needs the pixels of each class (K,), got {pixels.tolist()}")
+    share = pixels.double() / pixels.sum()
+    weights = 1 / torch.log(1.02 + share)
+    return (weights / (weights * share).sum()).float()

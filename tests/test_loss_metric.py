@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from searchseg.loss import dice_cross_entropy_loss, dice_loss
+from searchseg.loss import class_weights, dice_cross_entropy_loss, dice_loss
 from searchseg.metric import ConfusionMatrix
 
 LOSSES = {"dice": dice_loss, "dice+ce": dice_cross_entropy_loss}
@@ -235,3 +235,26 @@ def test_the_mean_is_over_the_split_not_over_its_pictures():
     confusion.update(torch.zeros(1, 100, dtype=torch.long), torch.eye(1, 100, dtype=torch.long))
     confusion.update(torch.ones(1, 99, dtype=torch.long), torch.ones(1, 99, dtype=torch.long))
     assert confusion.compute().iou[1] == pytest.approx(0.99)
+
+
+def test_rare_classes_weigh_more_and_the_average_pixel_one():
+    pixels = torch.tensor([900, 90, 10, 0])
+    weights = class_weights(pixels)
+    wanted = [1 / torch.log(torch.tensor(1.02 + share)) for share in (0.9, 0.09, 0.01, 0.0)]
+    assert torch.allclose(weights / weights[0], torch.stack(wanted) / wanted[0])
+    assert (weights * pixels).sum() / pixels.sum() == pytest.approx(1, abs=1e-6)
+    with pytest.raises(ValueError, match="pixels of each class"):
+        class_weights(torch.zeros(3))
+
+
+def test_the_weighted_cross_entropy_is_torchs_mean_and_finite_without_pixels():
+    logits, target = noise(2, 3, 5, 6), masks(2, 5, 6)
+    target[0, :2] = IGNORE
+    weight = torch.tensor([0.5, 1.0, 4.0])
+    wanted = torch.nn.functional.cross_entropy(logits, target, weight, ignore_index=IGNORE)
+    found = dice_cross_entropy_loss(logits, target, weight=weight)
+    assert found - dice_loss(logits, target) == pytest.approx(wanted.item(), abs=1e-6)
+    assert torch.allclose(
+        dice_cross_entropy_loss(logits, target, weight=torch.ones(3)), dice_cross_entropy_loss(logits, target)
+    )
+    assert dice_cross_entropy_loss(logits, torch.full_like(target, IGNORE), weight=weight) == 0

@@ -255,6 +255,26 @@ def test_checked_rows_count_the_pixels_of_every_class():
     assert checked(size=16).pixels.sum() == 6 * 16 * 16
 
 
+@pytest.mark.parametrize("name", ["none", "strong"])
+def test_rows_of_two_to_three_keep_their_proportions(name):
+    box = Image.new("L", (90, 60), 0)
+    box.paste(1, (30, 15, 60, 45))  # a square in a picture of 3 to 2
+    image = Image.merge("RGB", [box.point(lambda v: 200 * v)] * 3)
+    rows = CheckedRows(dataset([{"image": image, "mask": box}] * 2), TASK, (60, 90), "rows", quiet=True)
+    assert rows[0][1].shape == (60, 90) and rows[0][0].shape == (3, 60, 90)
+    examples = Examples(rows, CONFIG, name, 0, (32, 48))
+    ratios = []
+    for epoch in range(60):
+        picture, mask = examples[epoch, 0]
+        assert picture.shape == (3, 32, 48) and mask.shape == (32, 48)
+        places = mask.nonzero()
+        inside = len(places) and ((places > 0) & (places < torch.tensor([31, 47]))).all()
+        if inside:  # not cut by the crop
+            height, width = (places.max(0).values - places.min(0).values + 1).tolist()
+            ratios.append(width / height)
+    assert len(ratios) > 5 and 0.9 < np.median(ratios) < 1.1, "the square became another shape"
+
+
 @pytest.mark.parametrize("size", [None, 24])
 def test_checked_rows_hold_picture_and_mask_of_one_size(size):
     image, mask = checked(size=size)[2]

@@ -7,19 +7,24 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
+from searchseg.config import ModelConfig
 from searchseg.genotype import random_genotype
+from searchseg.loss import dice_cross_entropy_loss
 from searchseg.pretrained import from_pretrained
 from searchseg.task import pet
-from training import compare
+from training import ablation, compare
 from training.bootstrap import miou, paired_bootstrap
-from training.evaluate import evaluate_rows
+from training.evaluate import answers, evaluate_rows
 from training.files import read_lines
-from training.presets import PRESETS, Preset, RetrainSettings
+from training.presets import PARTS, PRESETS, RECIPES, Preset, RetrainSettings, recipe_of
+from training.retrain import Training, _balance
 from training.rows import CheckedRows, load_rows
-from training.systems import picture_counts
+from training.systems import System, picture_counts
 from training.table import PAPER, intervals_of
+from training.table_figures import pareto
 
 
 def counts_of(truth: list[list[int]], answer: list[list[int]], classes: int = 2) -> np.ndarray:
@@ -134,7 +139,7 @@ def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_wrong_systems_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(data, tmp_path / "other", "--systems", "vgg")
-    assert "--systems takes searchnet,unet" in capsys.readouterr().err
+    assert "no system 'vgg'" in capsys.readouterr().err
     assert run(data, tmp_path / "none", "--hold-out", "0") == 1
     assert "rows to choose the epoch on" in capsys.readouterr().err
 
@@ -148,8 +153,6 @@ def test_counts_ignore_what_the_task_ignores(data: Path, tmp_path: Path) -> None
 
         def __init__(self) -> None:
             super().__init__()
-            from searchseg import ModelConfig
-
             self.config = ModelConfig("unet", {}, task.classes, task.colors, (32, 32))
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -159,3 +162,97 @@ def test_counts_ignore_what_the_task_ignores(data: Path, tmp_path: Path) -> None
     counts, losses, _ = picture_counts(Always(), rows, task, "cpu")
     assert counts.shape == (5, 2, 2) and (counts[:, :, 0] == 0).all() and len(losses) == 5
     assert (counts[:, 1, 1] == 14 * 14).all() and (counts[:, 0, 1] == 40 * 40 - 18 * 18).all()
+
+
+def test_names_of_systems() -> None:
+    found = [System(name) for name in ("setr-mla", "fpn@tu-efficientnet_lite0", "searchnet", "unet")]
+    assert [system.title for system in found] == [
+        "SETR-MLA", "FPN (tu-efficientnet_lite0)", "SEARCH-Net", "UNet"
+    ]  # fmt: skip
+    assert [system.architecture for system in found] == ["setr", "fpn", "searchnet", "unet"]
+    settings = PRESETS["tiny"].retrain
+    model = found[0].build(settings, pet(), random_genotype(1, seed=0))
+    assert model.config.arguments["decoder"] == "mla"
+    for wrong in ("vgg", "setr-large", "unet@resnet18", ""):
+        with pytest.raises(ValueError, match="no system"):
+            System(wrong)
+
+
+def test_a_system_that_cannot_be_built_leaves_the_others(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table"
+    assert run(data, out, "--systems", "fpn@no_such_encoder,unet", "--flip") == 0
+    assert "FPN (no_such_encoder) cannot be built" in capsys.readouterr().err
+    document = json.loads((out / "table.json").read_text())
+    assert [record["system"] for record in document["trainings"]] == ["unet"]
+    assert "no_such_encoder" in document["not run"]["fpn@no_such_encoder"]
+    text = (out / "table.md").read_text()
+    assert "FPN (no_such_encoder) could not be run" in text and "mirrored" in text
+    best, task = from_pretrained(out / "unet-seed0" / "best"), pet()
+    rows = CheckedRows(load_rows(str(data), "test", None, task), task, None, "rows", quiet=True)
+    plain, flipped = (evaluate_rows(best, rows, task, "cpu", quiet=True, flip=f) for f in (False, True))
+    (record,) = document["trainings"]
+    assert record["miou_averaged_with_mirrored"] == pytest.approx(flipped.miou, abs=1e-6)
+    assert record["miou"] == pytest.approx(plain.miou, abs=1e-6) and plain.dice_loss != flipped.dice_loss
+
+
+def test_the_average_with_the_mirror_is_the_same_for_a_mirrored_picture(data: Path) -> None:
+    task = pet()
+
+    class Lopsided(torch.nn.Module):
+        """Compares every pixel with the one on its left."""
+
+        config = ModelConfig("unet", {}, task.classes, task.colors, (32, 32))
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.cat([image[:, :1], image[:, :1].roll(1, -1)], 1)
+
+    best = Lopsided()
+    rows = CheckedRows(load_rows(str(data), "test", None, task), task, 32, "rows", quiet=True)
+    turned = [(pixels.flip(-1), mask.flip(-1)) for pixels, mask in rows]
+    for flip, equal in ((True, True), (False, False)):
+        pairs = zip(answers(best, rows, "cpu", flip), answers(best, turned, "cpu", flip), strict=True)
+        same = [np.array_equal(one.prediction, other.prediction[:, ::-1]) for one, other in pairs]
+        assert all(same) == equal
+
+
+def test_pareto_front() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (1.0, 0.6), (4.0, 0.9)]
+    assert pareto(points) == [(1.0, 0.6), (3.0, 0.9)]
+
+
+def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
+    rows = ablation.steps()
+    assert [len(parts) for _, parts in rows] == list(range(len(PARTS) + 1))
+    recipes = [recipe_of(parts) for _, parts in rows]
+    assert recipes[-1] == RECIPES["strong"] and len(set(map(repr, recipes))) == len(rows)
+    out = tmp_path / "ablation"
+    words = ["--data", str(data), "--preset", "tiny", "--cpu", "--hold-out", "0.2", "--architecture", "unet"]
+    assert (
+        ablation.main([*words, "--size", "32x48", "--batch-size", "4", "--epochs", "1", "--out", str(out)])
+        == 0
+    )
+    document = json.loads((out / "ablation.json").read_text())
+    assert [record["system"] for record in document["trainings"]] == [str(n) for n in range(len(rows))]
+    assert document["protocol"]["size"] == "32x48" and document["protocol"]["batch"] == 4
+    text = (out / "ablation.md").read_text()
+    assert all(f"| {label} |" in text for label, _ in rows) and text.count(" [") == len(PARTS)
+    assert from_pretrained(out / "0-seed0").config.image_size == (32, 48)
+    before = (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns
+    assert ablation.main(["--resume", str(out)]) == 0
+    assert (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns == before, "trained twice"
+    assert (out / "ablation.md").read_text().split("Command")[0] == text.split("Command")[0]
+
+
+def test_only_three_classes_or_more_are_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.zeros(256, np.int64)
+    pixels[:3] = 80, 15, 5
+    strong = RECIPES["strong"]
+    weights = _balance(strong, pixels, 3)
+    assert weights is not None and weights.argsort().tolist() == [0, 1, 2]
+    assert _balance(strong, pixels, 2) is None and _balance(strong, None, 3) is None
+    assert _balance(recipe_of([]), pixels, 3) is None
+    training = Training(torch.nn.Conv2d(3, 3, 1), strong, Accelerator(cpu=True), weights)
+    logits, target = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
+    assert training.criterion(logits, target) == dice_cross_entropy_loss(logits, target, weight=weights)

@@ -36,8 +36,8 @@ from training import table
 from training.evaluate import evaluate_rows
 from training.files import read_lines, write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, machine, task_of
-from training.presets import PRESETS, RECIPES, RetrainSettings
-from training.retrain import read_genotype, retrain, searchnet
+from training.presets import RECIPES, RetrainSettings
+from training.retrain import add_training_options, read_genotype, retrain, retrain_settings, searchnet
 from training.rows import CheckedRows, hold_out, load_rows
 from training.runs import SETTINGS, add_run_options, parse, perform, record_settings
 from training.sampling import draw_genotypes
@@ -103,7 +103,7 @@ def compare(
                     "miou": scores.miou,
                     "dice_loss": scores.dice_loss,
                     "parameters": parameters(kept),
-                    "macs": macs(kept, (1, 3, settings.size, settings.size)),
+                    "macs": macs(kept, (1, 3, *settings.shape)),
                     "minutes": sum(r["seconds"] for r in read_lines(folder / "history.jsonl")) / 60,
                 }
                 if accelerator.is_main_process:
@@ -195,9 +195,7 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--seeds", type=int, default=2, help="trainings of every genotype")
     add_data_options(top, split="train")
-    group = top.add_argument_group("training")
-    group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
-    group.add_argument("--size", type=int, help="side of the pictures, instead of the preset's, pixels")
+    group = add_training_options(top)
     group.add_argument("--hold-out", type=float, default=0.2, help="share of the rows to score on")
     group.add_argument("--test", help="split to score once at the end, for the report")
     add_run_options(top, "random genotypes", precisions=("no", "fp16", "bf16"), push=False)
@@ -230,8 +228,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
     task = task_of(args)
     data, revision = data_of(args, task)
-    given = {"epochs": args.epochs, "size": args.size}
-    settings = dataclasses.replace(PRESETS[args.preset].retrain, **{k: v for k, v in given.items() if v})
+    settings = retrain_settings(args)
     searched = [Path(path) for path in dict.fromkeys(args.searched)]
     entries = candidates(searched, args.random, args.within, args.seed, settings, task)
     rows = load_rows(data, args.split, revision, task)

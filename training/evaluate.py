@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
+from searchseg.config import ModelConfig
 from searchseg.cost import macs, parameters
 from searchseg.loss import dice_loss
 from searchseg.metric import ConfusionMatrix
@@ -53,32 +54,65 @@ class Evaluation:
     pictures: int = 0
 
 
-@torch.inference_mode()
-def evaluate_rows(
-    model: nn.Module, rows: Iterable[tuple[Tensor, Tensor]], task: Task, device: Any, quiet: bool = False
-) -> Evaluation:
-    """Score `model` on pairs (picture, mask) at their own size, those of all processes together.
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of a picture: true and predicted class ids (H, W), Dice loss (None where every
+    pixel is ignored), seconds from the upright picture to the class ids."""
 
-    Where several processes are given the same pairs the scores are as from one. The model is left in eval
-    mode; TaskError when there is no pair.
+    truth: np.ndarray
+    prediction: np.ndarray
+    dice_loss: float | None
+    seconds: float
+
+
+@torch.inference_mode()
+def answers(
+    model: nn.Module, rows: Iterable[tuple[Tensor, Tensor]], device: Any, flip: bool = False
+) -> Iterator[Answer]:
+    """The network's answer to every pair (picture, mask), at the size of the mask.
+
+    `flip` averages the class probabilities of the picture and of its mirror image. The model is left in eval
+    mode.
     """
     model.eval()
-    config = model.config
-    confusion, losses, seconds = ConfusionMatrix(len(task.classes)), [], []
-    total = len(rows) if isinstance(rows, CheckedRows) else None
-    for pixels, mask in tqdm(rows, desc="evaluate", unit="picture", disable=quiet, total=total):
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    for pixels, mask in rows:
         picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         began = time.perf_counter()
         batch = config.tensor(picture)[None].to(device, memory_format=torch.channels_last)
-        scores = model(batch).float().cpu()
+        scores = model(batch).float()
+        if flip:
+            mirrored = model(batch.flip(-1)).float().flip(-1)
+            # logarithms, so that a softmax gives the averaged probabilities back
+            scores = ((scores.softmax(1) + mirrored.softmax(1)) / 2).clamp_min(1e-12).log()
+        scores = scores.cpu()
         prediction = class_ids(scores[0], *mask.shape)
-        seconds.append(time.perf_counter() - began)
-        confusion.update(torch.from_numpy(prediction), mask)
+        seconds, loss = time.perf_counter() - began, None
         if (mask != IGNORE).any():
-            wide = nn.functional.interpolate(
-                scores, size=tuple(mask.shape), mode="bilinear", align_corners=False
-            )
-            losses.append(dice_loss(wide, mask[None]).item())
+            wide = nn.functional.interpolate(scores, mask.shape, mode="bilinear", align_corners=False)
+            loss = dice_loss(wide, mask[None]).item()
+        yield Answer(mask.numpy(), prediction, loss, seconds)
+
+
+def evaluate_rows(
+    model: nn.Module, rows: Iterable[tuple[Tensor, Tensor]], task: Task, device: Any, quiet: bool = False,
+    flip: bool = False,
+) -> Evaluation:  # fmt: skip
+    """Score `model` on pairs (picture, mask) at their own size, those of all processes together.
+
+    Where several processes are given the same pairs the scores are as from one. TaskError when there is no
+    pair. `flip` as in `answers`.
+    """
+    confusion, losses, seconds = ConfusionMatrix(len(task.classes)), [], []
+    total = len(rows) if isinstance(rows, CheckedRows) else None
+    shown = tqdm(
+        answers(model, rows, device, flip), desc="evaluate", unit="picture", disable=quiet, total=total
+    )
+    for answer in shown:
+        confusion.update(torch.from_numpy(answer.prediction), torch.from_numpy(answer.truth))
+        seconds.append(answer.seconds)
+        if answer.dice_loss is not None:
+            losses.append(answer.dice_loss)
     losses, seconds = _of_all_processes(losses), _of_all_processes(seconds)
     if not losses:
         raise TaskError("there is no pixel to score: check --split, --hold-out and --ignore-value")
@@ -101,8 +135,10 @@ def _of_all_processes(values: list[float]) -> list[float]:
     return [value for part in lists for value in part]
 
 
-def metrics_document(model: nn.Module, task: Task, scores: Evaluation, rows: int, args: argparse.Namespace,
-                     data: str, revision: str | None, command: str) -> dict[str, Any]:  # fmt: skip
+def metrics_document(
+    model: nn.Module, task: Task, scores: Evaluation, flipped: Evaluation | None, rows: int,
+    args: argparse.Namespace, data: str, revision: str | None, command: str,
+) -> dict[str, Any]:  # fmt: skip
     """The contents of metrics.json: scores, cost, and the protocol of both evaluation and training."""
     height, width = model.config.image_size
     settings = args.folder / "settings.json"
@@ -114,6 +150,7 @@ def metrics_document(model: nn.Module, task: Task, scores: Evaluation, rows: int
         "pixel_accuracy": scores.accuracy,
         "dice_loss": scores.dice_loss,
         "seconds_per_picture": scores.seconds,
+        **({"averaged_with_mirrored": _both(flipped)} if flipped else {}),
         "parameters": parameters(model),
         "macs": macs(model, (1, 3, height, width)),
         "protocol": {
@@ -129,11 +166,19 @@ def metrics_document(model: nn.Module, task: Task, scores: Evaluation, rows: int
     }  # fmt: skip
 
 
+def _both(scores: Evaluation) -> dict[str, float]:
+    return {"miou": scores.miou, "dice_loss": scores.dice_loss}
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.evaluate", description=__doc__, formatter_class=Manual)
     top.add_argument("folder", type=Path, help="run folder with a model; metrics.json is written there")
     add_data_options(top, split="test")
     add_stream_options(top)
+    top.add_argument(
+        "--flip", action="store_true",
+        help="also score the average with the mirrored picture, apart (seconds double)",
+    )  # fmt: skip
     top.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
     return top
 
@@ -176,6 +221,9 @@ def _main(argv: list[str] | None) -> int:
         rows = read_rows(args, data, revision, task, process, processes)
         pairs = scored_rows(rows, task, "rows", quiet=not main_process)
         scores = evaluate_rows(model, pairs, task, args.device, quiet=not main_process)
+        flipped = None
+        if args.flip:
+            flipped = evaluate_rows(model, pairs, task, args.device, quiet=not main_process, flip=True)
     except (TaskError, PretrainedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -186,10 +234,14 @@ def _main(argv: list[str] | None) -> int:
         return 0
     number = scores.pictures if args.streaming else len(rows)
     document = metrics_document(
-        model, task, scores, number, args, data, revision, command_line("training.evaluate", argv)
+        model, task, scores, flipped, number, args, data, revision, command_line("training.evaluate", argv)
     )
     write_atomically(args.folder / "metrics.json", json.dumps(document, indent=2) + "\n")
     print(f"mIoU {scores.miou:.4f}, Dice loss {scores.dice_loss:.4f}: {args.folder / 'metrics.json'}")
+    if flipped is not None:
+        print(
+            f"averaged with the mirrored picture: mIoU {flipped.miou:.4f}, Dice loss {flipped.dice_loss:.4f}"
+        )
     for name, value in document["iou"].items():
         print(f"  {name:<12} {'absent' if value is None else f'{value:.4f}'}")
     return 0

@@ -61,6 +61,14 @@ def task_of(args: argparse.Namespace) -> Task:
     )
 
 
+def picture_size(text: str) -> int | tuple[int, int]:
+    """ "160" or "HEIGHTxWIDTH", "144x192"; for argparse."""
+    sides = text.lower().split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.isdecimal() and 16 <= int(side) <= 4096 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted is a side such as 160, or 144x192, 16 to 4096")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 def data_of(args: argparse.Namespace, task: Task) -> tuple[str, str | None]:
     """Dataset and revision: as given, else the ones the task knows."""
     if args.data:

@@ -50,12 +50,12 @@ def make_plan(
     search, retrain = chosen.search, chosen.retrain
     space = USpace(search.network(num_classes)).to(accelerator.device, memory_format=torch.channels_last)
     darts = Darts(space, search, accelerator)
-    batch = _batch(search.batch_size, search.size, num_classes, accelerator)
+    batch = _batch(search.batch_size, (search.size, search.size), num_classes, accelerator)
     search_step = _seconds(lambda: (darts.architecture_step(batch), darts.weight_step(batch)))
     shape = UShapeConfig(retrain.widths, search.nodes, retrain.stem_stride, num_classes)
     network = SearchNet(shape, random_genotype(search.nodes, seed=0))
     training = Training(network, RECIPES[recipe], Accelerator(cpu=accelerator.device.type == "cpu"))
-    batch = _batch(retrain.batch_size, retrain.size, num_classes, accelerator)
+    batch = _batch(retrain.batch_size, retrain.shape, num_classes, accelerator)
     retrain_step = _seconds(lambda: training.step(*batch, 1.0))
     search_epoch = LOADING * search_step * max(1, rows // 2 // search.batch_size // processes)
     retrain_epoch = LOADING * retrain_step * max(1, rows // retrain.batch_size // processes)
@@ -85,7 +85,7 @@ def _seconds(step: Callable[[], object]) -> float:
 
 
 def _batch(
-    count: int, size: int, num_classes: int, accelerator: Accelerator
+    count: int, shape: tuple[int, int], num_classes: int, accelerator: Accelerator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    images, masks = torch.randn(count, 3, size, size), torch.randint(0, num_classes, (count, size, size))
+    images, masks = torch.randn(count, 3, *shape), torch.randint(0, num_classes, (count, *shape))
     return images.to(accelerator.device), masks.to(accelerator.device)

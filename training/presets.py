@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from searchseg.network import UShapeConfig
+
+Size = int | tuple[int, int]  # side of a square picture, or (height, width), pixels
+
+
+def height_width(size: Size) -> tuple[int, int]:
+    """(height, width) of a Size; also takes the list that JSON makes of a pair."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,14 @@ class RetrainSettings:
     widths: tuple[int, int, int, int]
     stem_stride: int
     unet_widths: tuple[int, ...]
-    size: int
+    size: Size  # of the input
     epochs: int
-    batch_size: int
+    batch_size: int  # of all processes together
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        return height_width(self.size)
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,8 @@ class Recipe:
     small_until: float = 0.0  # share of the epochs trained at `small_factor` of the size first
     small_factor: float = 0.75
     gradient_clip: float = 0.0
+    # cross-entropy weighs rare classes more, where there are more than two
+    balance: bool = False
 
 
 PRESETS = {
@@ -98,18 +113,27 @@ PRESETS = {
     ),
 }
 
+# what the recipe strong consists of, in the order in which an ablation adds it
+PLAIN = Recipe("dice", "adamw", lr=2e-3, weight_decay=0.01, schedule="constant", gradient_clip=1.0)
+PARTS = {
+    "cross-entropy beside Dice": {"loss": "dice+ce"},
+    "warm-up and cosine": {"schedule": "cosine", "warmup": 0.1},
+    "crops, scales, flips, colours": {"augment": "strong"},
+    "averaged weights": {"ema": 0.995},
+    "three quarters of the size first": {"small_until": 0.5},
+    "rare classes weigh more": {"balance": True},
+}
+
+
+def recipe_of(parts: list[str]) -> Recipe:
+    """The plain recipe with some of the `PARTS`."""
+    changes: dict[str, Any] = {}
+    for part in parts:
+        changes |= PARTS[part]
+    return replace(PLAIN, **changes)
+
+
 RECIPES = {
     "paper": Recipe(loss="dice", optimizer="sgd", lr=1e-3, weight_decay=5e-4, schedule="constant"),
-    "strong": Recipe(
-        loss="dice+ce",
-        optimizer="adamw",
-        lr=2e-3,
-        weight_decay=0.01,
-        schedule="cosine",
-        warmup=0.1,
-        augment="strong",
-        ema=0.995,
-        small_until=0.5,
-        gradient_clip=1.0,
-    ),
+    "strong": recipe_of(list(PARTS)),
 }

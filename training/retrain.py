@@ -2,8 +2,9 @@
 
 recipes:
   paper    Dice loss, SGD with momentum 0.9, lr 1e-3, weight decay 5e-4, no augmentation (Zhu & Ma 2023)
-  strong   Dice + cross-entropy, AdamW with warm-up and cosine, averaged weights (EMA), joint augmentation,
-           the first half of the epochs at three quarters of the size
+  strong   Dice + cross-entropy (rare classes of three or more weigh more), AdamW with warm-up and cosine,
+           averaged weights (EMA), joint augmentation, the first half of the epochs at three quarters of the
+           size; python -m training.ablation shows what each part brings
 
 examples:
   python -m training.retrain --genotype runs/pet/genotype.json --data FOLDER --recipe strong --out runs/net
@@ -25,8 +26,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +39,11 @@ from torch import nn
 from tqdm import tqdm
 
 from searchseg.baselines import BASELINES
+from searchseg.baselines.encoder import input_statistics
 from searchseg.config import ModelConfig
 from searchseg.download import DownloadError, find_snapshot
 from searchseg.genotype import Genotype
+from searchseg.loss import class_weights, dice_cross_entropy_loss
 from searchseg.network import UShapeConfig, config_arguments
 from searchseg.pretrained import (
     GENOTYPE,
@@ -48,10 +53,10 @@ from searchseg.pretrained import (
     build,
     save_pretrained,
 )
-from searchseg.task import Task
+from searchseg.task import Task, TaskError
 from training.evaluate import evaluate_rows
 from training.files import load_checkpoint, read_lines, save_checkpoint, write_atomically, write_lines
-from training.options import Manual, add_data_options, data_of, dataset_name, task_of
+from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Recipe, RetrainSettings
 from training.runs import add_run_options, parse, perform, push, record_settings
@@ -63,14 +68,23 @@ from training.steps import LOSSES, Meter
 class Training:
     """One network, its optimiser and its averaged weights."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        class_weights: torch.Tensor | None = None,
+    ) -> None:
         from timm.utils import ModelEmaV3  # importing timm takes two seconds, which --help need not wait for
 
         self.recipe, self.accelerator = recipe, accelerator
         self.network = model.to(accelerator.device, memory_format=torch.channels_last)
         # a warm-up of the decay keeps the random first weights from staying in a short run's average
         self.ema = ModelEmaV3(self.network, decay=recipe.ema, use_warmup=True) if recipe.ema else None
-        self.criterion = LOSSES[recipe.loss]
+        self.criterion: Callable[..., torch.Tensor] = LOSSES[recipe.loss]
+        if class_weights is not None:
+            weight = class_weights.to(accelerator.device)
+            self.criterion = functools.partial(dice_cross_entropy_loss, weight=weight)
         optimizer = _optimizer(model, recipe)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
 
@@ -147,8 +161,9 @@ def retrain(
     accelerator.free_memory()  # of an earlier network: compare trains several in one process
     main = accelerator.is_main_process
     config: ModelConfig = model.config  # type: ignore[assignment]
-    training = Training(model, recipe, accelerator)
-    source = open_source(rows, task, settings.size * 3 // 2, accelerator, workers)
+    height, width = settings.shape
+    source = open_source(rows, task, (height * 3 // 2, width * 3 // 2), accelerator, workers)
+    training = Training(model, recipe, accelerator, _balance(recipe, source.pixels, len(task.classes)))
     if held_out is not None:
         held_out = scored_rows(held_out, task, "held-out rows", quiet=not main)
 
@@ -180,7 +195,7 @@ def retrain(
             meter.add(training.step(images, masks, factor), masks)
             training.update_average(step)
             bar.update()
-        record = {"epoch": epoch + 1, "size": size, **meter.result("train", accelerator)}
+        record = {"epoch": epoch + 1, "size": list(size), **meter.result("train", accelerator)}
         if held_out is not None:
             scores = evaluate_rows(training.result, held_out, task, accelerator.device, quiet=True)
             record |= {"held_out_loss": scores.dice_loss, "held_out_miou": scores.miou}
@@ -202,18 +217,26 @@ def retrain(
     return training.result
 
 
-def _size(settings: RetrainSettings, recipe: Recipe, epoch: int) -> int:
-    """Side of the training pictures in an epoch: small first where the recipe says so, in multiples of 16."""
+def _balance(recipe: Recipe, pixels: Any, classes: int) -> torch.Tensor | None:
+    """Weights of the classes where the recipe balances them; a stream's are not known."""
+    if not recipe.balance or classes < 3 or pixels is None:
+        return None
+    return class_weights(torch.from_numpy(pixels[:classes]))
+
+
+def _size(settings: RetrainSettings, recipe: Recipe, epoch: int) -> tuple[int, int]:
+    """Height and width in an epoch: small first where the recipe says so, in multiples of 16."""
+    height, width = settings.shape
     if epoch >= recipe.small_until * settings.epochs:
-        return settings.size
-    return max(16, round(settings.size * recipe.small_factor / 16) * 16)
+        return height, width
+    smaller = [max(16, round(side * recipe.small_factor / 16) * 16) for side in (height, width)]
+    return smaller[0], smaller[1]
 
 
 def searchnet(genotype: Genotype, settings: RetrainSettings, task: Task) -> nn.Module:
     """The SEARCH-Net of `genotype` at the widths of `settings`, with fresh weights and its ModelConfig."""
     shape = UShapeConfig(settings.widths, genotype.nodes, settings.stem_stride, len(task.classes))
-    size = (settings.size, settings.size)
-    config = ModelConfig("searchnet", config_arguments(shape), task.classes, task.colors, size)
+    config = ModelConfig("searchnet", config_arguments(shape), task.classes, task.colors, settings.shape)
     return build(config, genotype)
 
 
@@ -223,27 +246,29 @@ def baseline(
     task: Task,
     encoder: str | None = None,
     pretrained: bool = False,
+    **choices: Any,
 ) -> nn.Module:
     """A network that a SEARCH-Net of `settings` is held against, with fresh weights and its ModelConfig.
 
-    `encoder` and `pretrained` (ImageNet weights in it) are for architectures that stand on one. Raises
-    PretrainedError for an encoder that does not fit.
+    `encoder` and `pretrained` (ImageNet weights in it) are for architectures that stand on one; `choices`
+    are further arguments of the architecture. Raises PretrainedError for an encoder that does not fit.
     """
-    arguments: dict[str, Any] = {"num_classes": len(task.classes)}
+    arguments: dict[str, Any] = {"num_classes": len(task.classes), **choices}
     if architecture == "unet":
         if encoder or pretrained:
             raise PretrainedError("unet has no encoder to choose: leave out --encoder and --encoder-weights")
         arguments["widths"] = list(settings.unet_widths)
     elif encoder:
         arguments["encoder"] = encoder
-    size = (settings.size, settings.size)
-    config = ModelConfig(architecture, arguments, task.classes, task.colors, size)
+    config = ModelConfig(architecture, arguments, task.classes, task.colors, settings.shape)
     model = build(config)
     # its defaults too: what is saved must not depend on those of a later version
     full = dataclasses.replace(config, arguments=arguments_of(model))
     model.config = full  # type: ignore[assignment]
     if pretrained:
         model.load_state_dict(BASELINES[architecture](**full.arguments, pretrained=True).state_dict())
+        mean, std = input_statistics(full.arguments["encoder"])
+        model.config = dataclasses.replace(full, image_mean=mean, image_std=std)  # type: ignore[assignment]
     return model
 
 
@@ -271,6 +296,26 @@ def read_genotype(path: str | Path) -> Genotype:
     return Genotype.from_json(Path(path).read_bytes())
 
 
+def add_training_options(parser: argparse.ArgumentParser, recipe: bool = True) -> Any:
+    """--recipe, --size and --batch-size; returns their group."""
+    group = parser.add_argument_group("training")
+    if recipe:
+        group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
+    wanted = "side of square pictures, or HEIGHTxWIDTH, instead of the preset's, pixels"
+    group.add_argument("--size", type=picture_size, help=wanted)
+    group.add_argument("--batch-size", type=int, help="of all processes together, instead of the preset's")
+    return group
+
+
+def retrain_settings(args: argparse.Namespace) -> RetrainSettings:
+    """Those of the preset, with what the options change."""
+    size = None if args.size is None else args.size if isinstance(args.size, int) else tuple(args.size)
+    given = {"epochs": args.epochs, "size": size, "batch_size": args.batch_size}
+    if args.batch_size is not None and args.batch_size < 1:
+        raise TaskError(f"--batch-size must be at least 1, got {args.batch_size}")
+    return dataclasses.replace(PRESETS[args.preset].retrain, **{k: v for k, v in given.items() if v})
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.retrain", description=__doc__, formatter_class=Manual)
     what = top.add_argument_group("network").add_mutually_exclusive_group()
@@ -281,11 +326,7 @@ def parser() -> argparse.ArgumentParser:
     borrowed = top.add_argument_group("encoder of a baseline")
     borrowed.add_argument("--encoder", help="such as resnet18 (default: the architecture's own)")
     borrowed.add_argument("--encoder-weights", choices=("imagenet",), help="begin with these, downloaded")
-    group = top.add_argument_group("training")
-    group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
-    group.add_argument(
-        "--size", type=int, help="side of the square pictures, instead of the preset's, pixels"
-    )
+    group = add_training_options(top)
     group.add_argument("--hold-out", type=float, default=0.0, help="share of the rows kept out, for curves")
     add_run_options(top, "first weights, order and augmentation", precisions=("no", "fp16", "bf16"))
     return top
@@ -304,9 +345,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
     task = task_of(args)
     data, revision = data_of(args, task)
-    settings, recipe = PRESETS[args.preset].retrain, RECIPES[args.recipe]
-    given = {"epochs": args.epochs, "size": args.size}
-    settings = dataclasses.replace(settings, **{k: v for k, v in given.items() if v})
+    settings, recipe = retrain_settings(args), RECIPES[args.recipe]
     torch.manual_seed(args.seed)
     found, origin = genotype_of(args.genotype) if args.genotype else (None, {})
     if found:

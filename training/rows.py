@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from searchseg.config import ModelConfig
 from searchseg.task import Task, TaskError
+from training.presets import Size, height_width
 
 CACHE_BYTES = (
     8 * 2**30
@@ -48,10 +49,10 @@ class CheckedRows:
     """Rows read by the task's rules, every one of them checked at birth, so that training never meets a
     bad one.
 
-    Pictures and masks are kept as uint8 at `size` (square, pixels; None keeps each row's own size).
+    Pictures and masks are kept as uint8 at `size` (None keeps each row's own size).
     """
 
-    def __init__(self, rows: Any, task: Task, size: int | None, what: str, quiet: bool = False) -> None:
+    def __init__(self, rows: Any, task: Task, size: Size | None, what: str, quiet: bool = False) -> None:
         self.rows, self.task, self.size = rows, task, size
         kept: list[tuple[Tensor, Tensor]] | None = []
         self.pixels = np.zeros(256, np.int64)
@@ -88,12 +89,13 @@ class CheckedRows:
         return read_pair(self.task, row, f"row {index}", self.size)
 
 
-def read_pair(task: Task, row: Any, where: str, size: int | None) -> tuple[Tensor, Tensor]:
+def read_pair(task: Task, row: Any, where: str, size: Size | None) -> tuple[Tensor, Tensor]:
     """Picture (3, H, W) and mask (H, W) of a row, uint8 at `size`; `where` names the row in a TaskError."""
     image, mask = task.read(row, where)
     if size is not None:
-        image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        mask = np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+        height, width = height_width(size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        mask = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
 
 
@@ -122,14 +124,16 @@ def halves(rows: Any, seed: int) -> tuple[list[int], list[int]]:
     return sorted(order[0::2].tolist()), sorted(order[1::2].tolist())
 
 
-def augmentation(name: str, size: int) -> v2.Transform:
-    """Joint transform of picture and mask to (size, size): "none" resizes, "strong" also crops, flips and
+def augmentation(name: str, size: Size) -> v2.Transform:
+    """Joint transform of picture and mask to `size`: "none" resizes, "strong" also crops, flips and
     colours."""
+    height, width = height_width(size)
     if name == "none":
-        return v2.Resize((size, size), antialias=True)
+        return v2.Resize((height, width), antialias=True)
+    ratio = (0.75 * width / height, 1.33 * width / height)
     return v2.Compose(
         [
-            v2.RandomResizedCrop((size, size), scale=(0.4, 1.0), ratio=(0.75, 1.33), antialias=True),
+            v2.RandomResizedCrop((height, width), scale=(0.4, 1.0), ratio=ratio, antialias=True),
             v2.RandomHorizontalFlip(),
             v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.3)], p=0.8),
             v2.RandomGrayscale(0.05),
@@ -143,7 +147,7 @@ class Augmentation:
     What happens to a pair depends on (seed, epoch, position) alone, not on workers, processes or order.
     """
 
-    def __init__(self, config: ModelConfig, name: str, seed: int, size: int) -> None:
+    def __init__(self, config: ModelConfig, name: str, seed: int, size: Size) -> None:
         self.config, self.seed, self.transform = config, seed, augmentation(name, size)
 
     def __call__(self, pair: tuple[Tensor, Tensor], epoch: int, *position: int) -> tuple[Tensor, Tensor]:
@@ -157,7 +161,7 @@ class Augmentation:
 class Examples(TorchDataset):
     """Augmented training pairs, keyed by (epoch, row)."""
 
-    def __init__(self, rows: CheckedRows, config: ModelConfig, augment: str, seed: int, size: int) -> None:
+    def __init__(self, rows: CheckedRows, config: ModelConfig, augment: str, seed: int, size: Size) -> None:
         self.rows, self.augment = rows, Augmentation(config, augment, seed, size)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:

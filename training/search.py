@@ -198,7 +198,7 @@ def _derived(
     if final is None:
         return settings.network(num_classes), (settings.size, settings.size)
     shape = UShapeConfig(final.widths, settings.nodes, final.stem_stride, num_classes)
-    return shape, (final.size, final.size)
+    return shape, final.shape
 
 
 def _start(

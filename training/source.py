@@ -11,6 +11,7 @@ from torch import Tensor
 
 from searchseg.config import ModelConfig
 from searchseg.task import Task, TaskError
+from training.presets import Size
 from training.rows import CheckedRows, Examples, halves, hold_out, load_rows, loader
 from training.stream import StreamedPairs, StreamedRows, open_stream
 
@@ -26,7 +27,12 @@ class Batches(Protocol):
 
 
 class Source(Protocol):
-    """Rows at one size: cut in halves, and given out in augmented batches."""
+    """Rows at one size: cut in halves, and given out in augmented batches.
+
+    `pixels` has how many pixels of every class there are, (256,), as far as that is known.
+    """
+
+    pixels: Any
 
     def halves(self, seed: int) -> tuple[Any, Any]:
         """Two parts that never overlap: for the weights, and for alpha."""
@@ -35,7 +41,7 @@ class Source(Protocol):
         """The halves as they go into search/halves.json."""
 
     def batches(
-        self, part: Any, config: ModelConfig, augment: str, seed: int, size: int, batch_size: int
+        self, part: Any, config: ModelConfig, augment: str, seed: int, size: Size, batch_size: int
     ) -> Batches:
         """Batches of a part, or of everything (None), over all processes together."""
 
@@ -43,9 +49,10 @@ class Source(Protocol):
 class Table:
     """All rows checked at birth; every process knows them, and takes its share of each batch."""
 
-    def __init__(self, rows: Any, task: Task, size: int, accelerator: Accelerator, workers: int = 0) -> None:
+    def __init__(self, rows: Any, task: Task, size: Size, accelerator: Accelerator, workers: int = 0) -> None:
         self.rows, self.accelerator, self.workers = rows, accelerator, workers
         self.checked = CheckedRows(rows, task, size, "rows", quiet=not accelerator.is_main_process)
+        self.pixels = self.checked.pixels
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,8 +64,9 @@ class Table:
         return {"weights": weights, "alpha": alpha}
 
     def batches(
-        self, part: list[int] | None, config: ModelConfig, augment: str, seed: int, size: int, batch_size: int
-    ) -> TableBatches:
+        self, part: list[int] | None, config: ModelConfig, augment: str, seed: int, size: Size,
+        batch_size: int,
+    ) -> TableBatches:  # fmt: skip
         examples = Examples(self.checked, config, augment, seed, size)
         indices = range(len(self.rows)) if part is None else part
         return TableBatches(loader(examples, indices, seed, batch_size, self.workers), self.accelerator)
@@ -86,7 +94,7 @@ class TableBatches:
 
 
 def open_source(
-    rows: Any, task: Task, size: int, accelerator: Accelerator, workers: int = 0
+    rows: Any, task: Task, size: Size, accelerator: Accelerator, workers: int = 0
 ) -> Table | StreamedRows:
     """The rows as a Source at `size`; those of a table are checked now, those of a stream as they come.
 

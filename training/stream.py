@@ -22,6 +22,7 @@ from torch import Tensor
 
 from searchseg.config import ModelConfig
 from searchseg.task import Task, TaskError
+from training.presets import Size
 from training.rows import HOLD_OUT_SEED, Augmentation, number, read_pair
 
 BUFFER = 512  # rows that wait, still encoded, to be drawn in random order
@@ -76,13 +77,14 @@ class StreamedRows:
     """Rows of a stream for one of `processes` processes, each checked by its Task as it is read.
 
     `rows` is the number of rows of all processes before any `cuts`, or None; a pair is (3, H, W) and (H, W)
-    uint8 at `size` (square, pixels; None keeps each row's own size). A broken row raises TaskError with its
-    position.
+    uint8 at `size` (None keeps each row's own size). A broken row raises TaskError with its position.
     """
+
+    pixels = None  # they are not counted before they come
 
     def __init__(
         self, parts: list[Any], task: Task, rows: int | None, process: int = 0, processes: int = 1,
-        size: int | None = None, cuts: tuple[Cut, ...] = (), device: Any = "cpu", threads: int = 0,
+        size: Size | None = None, cuts: tuple[Cut, ...] = (), device: Any = "cpu", threads: int = 0,
     ) -> None:  # fmt: skip
         self.parts, self.task, self.rows, self.size, self.cuts = parts, task, rows, size, cuts
         self.process, self.processes, self.device, self.threads = process, processes, device, threads
@@ -94,7 +96,7 @@ class StreamedRows:
             raise TaskError("the dataset does not state how many rows it has: say it with --rows N")
         return round(self.rows * math.prod(cut.high - cut.low for cut in self.cuts))
 
-    def at(self, size: int | None) -> StreamedRows:
+    def at(self, size: Size | None) -> StreamedRows:
         """The same rows at another size."""
         return self._with(size=size)
 
@@ -140,7 +142,7 @@ class StreamedRows:
         return (pair for _, pair in self.pairs(self._stream()))
 
     def batches(
-        self, part: Cut | None, config: ModelConfig, augment: str, seed: int, size: int, batch_size: int
+        self, part: Cut | None, config: ModelConfig, augment: str, seed: int, size: Size, batch_size: int
     ) -> StreamBatches:
         """Batches of all rows, or of a part of them; `batch_size` is that of all processes together."""
         rows = self if part is None else self.only(part)

@@ -8,7 +8,7 @@ examples:
   python -m training.compare --table pet --data DATA --split train+train_extra --out results/pet
   python -m training.compare --table camvid --data DATA --validation validation --systems searchnet,unet
     --seeds 2 --out results/camvid
-  python -m training.compare --table camvid --resume results/camvid --systems setr
+  python -m training.compare --resume results/camvid --systems setr-mla,segformer,fpn@tu-efficientnet_lite0
 
 what it leaves in --out: SYSTEM-seedS/ (run folders with result.json and the confusion counts of every test
 picture), table.md, table.json, loss.png, miou.png, cost.png, confusion.png, and pictures.png with the best,
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -28,19 +29,19 @@ import numpy as np
 from accelerate import Accelerator
 
 from searchseg import task as tasks
-from searchseg.baselines import TITLES
+from searchseg.baselines import BASELINES
 from searchseg.genotype import Genotype
 from searchseg.pretrained import PretrainedError
 from searchseg.task import Task, TaskError
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, machine, task_of
-from training.presets import PRESETS, RECIPES
-from training.retrain import genotype_of
+from training.presets import RECIPES
+from training.retrain import add_training_options, genotype_of, retrain_settings
 from training.rows import CheckedRows, hold_out, load_rows
 from training.runs import SETTINGS, add_run_options, parse, perform, record_settings
 from training.source import Table
-from training.systems import COUNTS, RESULT, SYSTEMS, TableRows, build_system, run_system
+from training.systems import COUNTS, PAPER_SYSTEMS, RESULT, System, TableRows, run_system
 from training.table_figures import draw_figures
 
 SHIPPED = Path(__file__).resolve().parent.parent / "hub" / "models" / "searchnet-pet-lite" / "genotype.json"
@@ -52,42 +53,35 @@ PAPER = {
     },
     "camvid": {"unet": (0.23, 46.2), "searchnet": (0.14, 66.7)},
 }  # fmt: skip
+# columns that only some tables have: key in result.json, and what a reader calls it
+OPTIONAL = {
+    "miou_averaged_with_mirrored": "mIoU, averaged with the mirrored picture",
+    "foreground_iou_border_as_pet": "pet IoU, border as pet",
+    "gpu_seconds_per_picture": "seconds a picture, GPU",
+}
 
 
 def table(
     records: list[dict[str, Any]], intervals: dict[str, Any], task: str, classes: tuple[str, ...]
 ) -> str:
-    """The table as Markdown: a row a system, means over its seeds, in the order of `SYSTEMS`."""
-    bordered = any(record["foreground_iou_border_as_pet"] is not None for record in records)
-    head = [
-        "system",
-        "seeds",
-        "mIoU",
-        "deviation",
-        "Dice loss",
-        *(["pet IoU, border as pet"] if bordered else []),
-    ]
-    head += [
-        "parameters",
-        "MACs",
-        "seconds a picture",
-        "minutes",
-        "SEARCH-Net against it",
-        "paper, protocol unknown",
-    ]
+    """The table as Markdown: a row a system, means over its seeds; `OPTIONAL` columns where there is one."""
+    extra = {key: label for key, label in OPTIONAL.items() if any(r.get(key) is not None for r in records)}
+    head = ["system", "seeds", "mIoU", "deviation", "Dice loss", *extra.values()]
+    head += ["parameters", "MACs", "seconds a picture", "minutes", "SEARCH-Net against it"]
+    head += ["paper, protocol unknown"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for system in dict.fromkeys(record["system"] for record in records):
         rows = [record for record in records if record["system"] == system]
         scores = [row["miou"] for row in rows]
         deviation = f"{np.std(scores, ddof=1):.4f}" if len(rows) > 1 else ""
         cells = [
-            TITLES[system],
+            System(system).title,
             str(len(rows)),
             f"{np.mean(scores):.4f}",
             deviation,
             _mean(rows, "dice_loss"),
+            *(_mean(rows, key) for key in extra),
         ]
-        cells += [_mean(rows, "foreground_iou_border_as_pet")] if bordered else []
         cells += [
             f"{rows[0]['parameters'] / 1e6:.2f} M", f"{rows[0]['macs'] / 1e9:.2f} G",
             f"{np.median([row['seconds_per_picture'] for row in rows]):.3f}", _mean(rows, "minutes", 1),
@@ -109,12 +103,12 @@ def table(
     for system in dict.fromkeys(record["system"] for record in records):
         rows = [record for record in records if record["system"] == system]
         cells = [_mean([row["iou"] for row in rows], name) for name in classes]
-        lines.append(f"| {TITLES[system]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {System(system).title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _mean(rows: list[dict[str, Any]], key: str, digits: int = 4) -> str:
-    values = [row[key] for row in rows if row[key] is not None]
+    values = [row[key] for row in rows if row.get(key) is not None]
     return f"{np.mean(values):.{digits}f}" if values else "absent"
 
 
@@ -140,7 +134,9 @@ def intervals_of(records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     return found
 
 
-def _rows(args: argparse.Namespace, task: Task, size: int, accelerator: Accelerator) -> TableRows:
+def rows_of(
+    args: argparse.Namespace, task: Task, shape: tuple[int, int], accelerator: Accelerator
+) -> TableRows:
     """The rows of a table, checked and decoded once for all its trainings at `size`; the test rows only for
     the process that scores."""
     main_process = accelerator.is_main_process
@@ -152,7 +148,8 @@ def _rows(args: argparse.Namespace, task: Task, size: int, accelerator: Accelera
         learning, validation = hold_out(learning, args.hold_out)
     if validation is None:
         raise TaskError("rows to choose the epoch on are needed: --validation SPLIT or --hold-out 0.1")
-    learned = Table(learning, task, size * 3 // 2, accelerator, args.workers)
+    height, width = shape
+    learned = Table(learning, task, (height * 3 // 2, width * 3 // 2), accelerator, args.workers)
     chosen = CheckedRows(validation, task, None, "validation rows", quiet=not main_process)
     if not main_process:
         return TableRows(learned, chosen)
@@ -163,26 +160,35 @@ def _rows(args: argparse.Namespace, task: Task, size: int, accelerator: Accelera
     return TableRows(learned, chosen, CheckedRows(test, task, None, "test rows"), bordered)
 
 
+def add_scoring_options(parser: argparse.ArgumentParser) -> None:
+    """--validation, --hold-out and --test."""
+    rows = parser.add_argument_group("rows to choose and to score on")
+    rows.add_argument("--validation", help="split to choose the epoch on")
+    rows.add_argument(
+        "--hold-out", type=float, default=0.1, help="without --validation: this share of --split"
+    )
+    rows.add_argument("--test", default="test", help="split to score on")
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.compare", description=__doc__, formatter_class=Manual)
     top.add_argument("--table", choices=("pet", "camvid", "custom"), help="the task of the table")
     what = top.add_argument_group("systems")
-    what.add_argument("--systems", default=",".join(SYSTEMS[:6]), help=f"any of {','.join(SYSTEMS)}")
+    what.add_argument(
+        "--systems", default=",".join(PAPER_SYSTEMS),
+        help=f"also {', '.join(sorted({*BASELINES} - {*PAPER_SYSTEMS}))}, setr-naive, setr-mla; FPN@ENCODER",
+    )  # fmt: skip
     what.add_argument("--genotype", default=str(SHIPPED), help="of the SEARCH-Net: a file or Hub id")
     what.add_argument("--seeds", type=int, default=1, help="trainings of each")
     what.add_argument(
         "--encoder-weights", choices=("imagenet",), help="begin encoders with these, downloaded"
     )
     add_data_options(top, split="train")
-    rows = top.add_argument_group("rows to choose and to score on")
-    rows.add_argument("--validation", help="split to choose the epoch on")
-    rows.add_argument(
-        "--hold-out", type=float, default=0.1, help="without --validation: this share of --split"
+    add_scoring_options(top)
+    group = add_training_options(top)
+    group.add_argument(
+        "--flip", action="store_true", help="also score the average with the mirrored picture, apart"
     )
-    rows.add_argument("--test", default="test", help="split to score on")
-    group = top.add_argument_group("training")
-    group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
-    group.add_argument("--size", type=int, help="side of the pictures, instead of the preset's, pixels")
     add_run_options(top, "unused: seeds are 0 to --seeds - 1", precisions=("no", "fp16", "bf16"), push=False)
     return top
 
@@ -193,15 +199,17 @@ def main(argv: list[str] | None = None) -> int:
     if not args.table:
         top.error("say which table with --table pet, camvid or custom")
     if args.resume:  # a table grows: what is named now is added to what it began with
-        wanted = {*args.systems.split(","), *given.systems.split(",")} if _named(argv, "--systems") else None
-        args.systems = ",".join(name for name in SYSTEMS if name in wanted) if wanted else args.systems
+        more = given.systems.split(",") if _named(argv, "--systems") else []
+        args.systems = ",".join(dict.fromkeys([*args.systems.split(","), *more]))
         args.seeds = max(args.seeds, given.seeds)
     args.task = args.table
-    unknown = [name for name in args.systems.split(",") if name not in SYSTEMS]
-    if unknown or args.seeds < 1:
-        top.error(
-            f"--systems takes {','.join(SYSTEMS)} and --seeds 1 or more; got {args.systems}, {args.seeds}"
-        )
+    try:
+        for name in args.systems.split(","):
+            System(name)
+    except ValueError as error:
+        top.error(f"--systems: {error}")
+    if args.seeds < 1:
+        top.error(f"--seeds must be at least 1, got {args.seeds}")
     return perform(_run, args, argv, "training.compare")
 
 
@@ -211,11 +219,10 @@ def _named(argv: list[str] | None, option: str) -> bool:
 
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
     task, main_process = task_of(args), accelerator.is_main_process
-    given = {"epochs": args.epochs, "size": args.size}
-    settings = dataclasses.replace(PRESETS[args.preset].retrain, **{k: v for k, v in given.items() if v})
+    settings = retrain_settings(args)
     kept = args.out / "genotype.json"  # the search that wrote the first one may go on
     genotype: Genotype = genotype_of(str(kept) if kept.exists() else args.genotype)[0]
-    rows = _rows(args, task, settings.size, accelerator)
+    rows = rows_of(args, task, settings.shape, accelerator)
     data, revision = data_of(args, task)
     if main_process and args.resume:  # so that the next --resume knows them too
         record = json.loads((args.out / SETTINGS).read_text())
@@ -229,23 +236,33 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         "learned on": f"{args.split}, {len(rows.learning)} rows",
         "epoch chosen on": f"{args.validation or f'{args.hold_out} of it'}, {len(rows.validation)} rows",
         "scored on": f"{args.test}, at the size of the mask", "rule": task.note,
-        "preset": args.preset, "recipe": args.recipe, "epochs": settings.epochs, "size": settings.size,
+        "preset": args.preset, "recipe": args.recipe, "epochs": settings.epochs, "batch": settings.batch_size,
+        "size": "{}x{}".format(*settings.shape),
         "encoder weights": args.encoder_weights or "none, from scratch", "genotype": genotype.id,
         "processes": accelerator.num_processes, "machine": machine()["device"], "torch": machine()["torch"],
     }  # fmt: skip
-    systems = [name for name in SYSTEMS if name in args.systems.split(",")]
+    systems = in_order(args.systems.split(","))
     runs = [(seed, name) for seed in range(args.seeds) for name in systems]
     failed: dict[str, str] = {}
     for seed, name in runs:
-        accelerator.print(f"{TITLES[name]}, seed {seed}")
-
-        def build(name: str = name) -> Any:
-            return build_system(name, settings, task, genotype, bool(args.encoder_weights))
-
+        system = System(name)
+        accelerator.print(f"{system.title}, seed {seed}")
+        build = functools.partial(system.build, settings, task, genotype, bool(args.encoder_weights))
         try:
-            run_system(name, seed, build, settings, RECIPES[args.recipe], task, rows, args.out, accelerator)
+            run_system(
+                name,
+                seed,
+                build,
+                settings,
+                RECIPES[args.recipe],
+                task,
+                rows,
+                args.out,
+                accelerator,
+                args.flip,
+            )
         except (PretrainedError, OSError) as error:  # an encoder that does not fit, or cannot be fetched
-            accelerator.print(f"error: {TITLES[name]} cannot be built: {error}", file=sys.stderr)
+            accelerator.print(f"error: {system.title} cannot be built: {error}", file=sys.stderr)
             failed[name] = str(error)
         if main_process:
             write_report(results(runs, args.out), failed, protocol, command, task, args.out)
@@ -255,11 +272,18 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         print((args.out / "table.md").read_text())
 
 
+def in_order(names: list[str]) -> list[str]:
+    """The paper's systems first, then the others as they were named."""
+    first = [name for name in PAPER_SYSTEMS if name in names]
+    return list(dict.fromkeys([*first, *names]))
+
+
 def results(runs: list[tuple[int, str]], out: Path) -> list[dict[str, Any]]:
     """What is done of `runs`, (seed, system) each, in the order of the systems."""
+    order = in_order([name for _, name in runs])
     paths = [
         out / f"{name}-seed{seed}" / RESULT
-        for seed, name in sorted(runs, key=lambda run: SYSTEMS.index(run[1]))
+        for seed, name in sorted(runs, key=lambda run: order.index(run[1]))
     ]
     return [json.loads(path.read_text()) for path in paths if path.exists()]
 
@@ -281,7 +305,7 @@ def write_report(
     stated = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)
     text = (
         f"{table(records, intervals, task.name, task.classes)}\n"
-        + "".join(f"{TITLES[name]} could not be run: {error}\n\n" for name, error in failed.items())
+        + "".join(f"{System(name).title} could not be run: {error}\n\n" for name, error in failed.items())
         + f"Protocol: {stated}.\n\n"
         "SEARCH-Net against it: difference of mIoU with the 95 % interval of a paired bootstrap over "
         "the test pictures, seeds held fixed. Minutes include the scoring of validation rows. The encoder "

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from searchseg.baselines import TITLES
 from searchseg.pretrained import from_pretrained
 from searchseg.segmenter import class_ids
 from searchseg.task import IGNORE, Task
 from training.bootstrap import miou
 from training.files import read_lines, write_atomically
 from training.rows import CheckedRows
-from training.systems import COUNTS
+from training.systems import COUNTS, System
 
 CASES = ("best", "median", "worst")
 
@@ -31,23 +30,26 @@ def draw_figures(records: list[dict[str, Any]], task: Task, test: CheckedRows, o
         )
     _figure(out / "cost.png", lambda axes: _costs(axes, records), columns=2)
     if len(task.classes) > 2:
-        systems = list(dict.fromkeys(record["system"] for record in records))[:2]
+        systems = list(dict.fromkeys(record["system"] for record in records))
         _figure(
             out / "confusion.png",
             lambda axes: _confusion(axes, systems, task, out),
-            columns=len(systems),
-            side=6,
+            columns=min(3, len(systems)),
+            rows=-(-len(systems) // 3),
+            side=5,
         )
     _pictures(records, task, test, out)
 
 
-def _figure(path: Path, draw: Callable[[Any], None], columns: int = 1, side: float = 4.4) -> None:
+def _figure(
+    path: Path, draw: Callable[[Any], None], columns: int = 1, rows: int = 1, side: float = 4.4
+) -> None:
+    """Let `draw` fill the axes, one or a flat array of them."""
     from matplotlib.figure import Figure  # slow to import, and only the end of a table draws
 
-    figure = Figure(
-        figsize=(1.45 * side * columns if columns == 1 else side * columns, side), layout="constrained"
-    )
-    draw(figure.subplots(1, columns, squeeze=False)[0] if columns > 1 else figure.subplots())
+    single = columns * rows == 1
+    figure = Figure(figsize=((1.45 if single else columns) * side, side * rows), layout="constrained")
+    draw(figure.subplots() if single else figure.subplots(rows, columns, squeeze=False).ravel())
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=140)
     write_atomically(path, stream.getvalue())
@@ -58,7 +60,7 @@ def _curves(axes: Any, records: list[dict[str, Any]], out: Path, key: str, label
         history = read_lines(out / f"{record['system']}-seed0" / "history.jsonl")
         values = [row[f"held_out_{key}"] for row in history]
         bold = 2.4 if record["system"] == "searchnet" else 1.2
-        axes.plot(range(1, len(values) + 1), values, label=TITLES[record["system"]], linewidth=bold)
+        axes.plot(range(1, len(values) + 1), values, label=System(record["system"]).title, linewidth=bold)
     axes.set(xlabel="epoch", ylabel=label)
     axes.grid(alpha=0.3)
     axes.legend(ncols=2, fontsize="small")
@@ -68,16 +70,29 @@ def _costs(axes: Any, records: list[dict[str, Any]]) -> None:
     for place, (key, label, unit) in enumerate(
         (("macs", "MACs, 10⁹", 1e9), ("parameters", "parameters, 10⁶", 1e6))
     ):
+        points = []
         for system in dict.fromkeys(record["system"] for record in records):
             rows = [record for record in records if record["system"] == system]
-            x, y = rows[0][key] / unit, np.mean([row["miou"] for row in rows])
+            x, y = rows[0][key] / unit, float(np.mean([row["miou"] for row in rows]))
+            points.append((x, y))
             axes[place].scatter(x, y, marker="*" if system == "searchnet" else "o", s=90, zorder=3)
             axes[place].annotate(
-                TITLES[system], (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8
+                System(system).title, (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8
             )
+        axes[place].plot(*zip(*pareto(points), strict=True), color="0.6", linewidth=1, label="Pareto front")
+        axes[place].legend(fontsize="small", loc="lower right")
         axes[place].set(xlabel=label, ylabel="mIoU on test rows", xscale="log")
         axes[place].margins(x=0.25)
         axes[place].grid(alpha=0.3)
+
+
+def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (cost, score) that no other beats in both, from cheap to dear."""
+    front: list[tuple[float, float]] = []
+    for cost, score in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or score > front[-1][1]:
+            front.append((cost, score))
+    return front
 
 
 def _confusion(axes: Any, systems: list[str], task: Task, out: Path) -> None:
@@ -102,7 +117,9 @@ def _confusion(axes: Any, systems: list[str], task: Task, out: Path) -> None:
                     color=color,
                     fontsize=6,
                 )
-        chart.set(title=TITLES[system], xlabel="predicted", ylabel="true")
+        chart.set(title=System(system).title, xlabel="predicted", ylabel="true")
+    for chart in axes[len(systems) :] if len(systems) > 1 else ():
+        chart.axis("off")
 
 
 def _pictures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out: Path) -> None:
@@ -121,7 +138,7 @@ def _pictures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out:
             for system, model in models.items():
                 with torch.inference_mode():
                     scores = model(model.config.tensor(image)[None]).float()[0]
-                shown[TITLES[system]] = _colored(class_ids(scores, *mask.shape), task)
+                shown[System(system).title] = _colored(class_ids(scores, *mask.shape), task)
             for chart, (title, picture) in zip(axes[row], shown.items(), strict=True):
                 chart.imshow(picture)
                 chart.set_title(title, fontsize=8)

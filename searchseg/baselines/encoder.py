@@ -36,6 +36,19 @@ def timm() -> ModuleType:
     return module
 
 
+def input_statistics(
+    encoder: str,
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation, of pixels in 0..1, that the ImageNet weights of an encoder were trained with."""
+    known = timm().get_pretrained_cfg(encoder.removeprefix("tu-"), allow_unregistered=True)
+    if known is not None:
+        return known.mean, known.std
+    from segmentation_models_pytorch.encoders import get_preprocessing_params
+
+    found = get_preprocessing_params(encoder)
+    return tuple(found["mean"]), tuple(found["std"])
+
+
 class AnySize(nn.Module):
     """A network whose input must be a multiple of `stride`, made to take images of any size.
 
