@@ -7,6 +7,7 @@ SEARCHSEG_ALLOW_TRAINING=0 or 1 turns the tab for training off or on).
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 
 import gradio as gr
+import torch
 
 from page import architecture, catalogue, compare, segment, workshop
 from page.shelf import Shelf
@@ -44,7 +46,10 @@ LAUNCH: dict[str, Any] = {
     "state_session_capacity": 200,
     "allowed_paths": [], "max_file_size": "20mb", "enable_monitoring": False, "share": False,
 }  # fmt: skip
-NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1}
+# two pictures at a time, each with half of the cores: a picture that comes while another is segmented need
+# not wait, and small networks gain little from more threads
+AT_ONCE = 2
+NETWORK: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": AT_ONCE}
 
 
 def lay_out(shelf: Shelf, runs: Path, training: bool) -> None:
@@ -97,6 +102,11 @@ if __name__ == "__main__":
     # a folder of its own, also inside of GRADIO_TEMP_DIR: what lies there is swept, and gone with the server
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     place = os.environ.get("GRADIO_TEMP_DIR")
+    if place:
+        os.makedirs(place, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="searchseg-", dir=place) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // AT_ONCE))
+        gc.collect()
+        gc.freeze()  # what is imported stays: a full collection of it stops every request for a moment
         build_demo(training=train).launch(**LAUNCH)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from page.segment import SegmentTab
 from page.shelf import Model, Shelf
-from page.uploads import only_uploads, refuse, save
+from page.uploads import only_uploads, refuse, save, stays
 from page.views import picture_view, quiet, table, view
 from searchseg import Segmentation
 
@@ -145,7 +145,7 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
     with gr.Row(visible=False):
         source = only_uploads(gr.Image(type="filepath", label="Picture"))
         names: Any = gr.JSON(first_two(shelf), label="Networks")
-        difference, report = gr.File(label="Difference"), gr.JSON(label="Report")
+        difference, report = stays(gr.File(label="Difference")), gr.JSON(label="Report")
         run = gr.Button()
     run.click(tab.compare, [source, names], [difference, report], api_name="compare", **network)
     return models

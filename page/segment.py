@@ -22,6 +22,7 @@ from page.uploads import (
     only_uploads,
     refuse,
     save,
+    stays,
     stem,
     without_paths,
 )
@@ -209,7 +210,7 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
             facts = gr.HTML(elem_id="facts")
             with gr.Row():
                 buttons = [
-                    gr.DownloadButton(text, interactive=False, size="sm", min_width=120)
+                    stays(gr.DownloadButton(text, interactive=False, size="sm", min_width=120))
                     for text in ("Mask (class ids)", "Mask (colours)", "Cut-out", "JSON")
                 ]
     _examples(picture)
@@ -224,10 +225,10 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
         )
         several = gr.Button("Segment them all")
         told = gr.HTML()
-        gallery = gr.Gallery(
-            label="Results", columns=4, object_fit="contain", interactive=False, format="png"
+        gallery = stays(
+            gr.Gallery(label="Results", columns=4, object_fit="contain", interactive=False, format="png")
         )
-        archive = gr.DownloadButton("All masks and cut-outs (zip)", interactive=False)
+        archive = stays(gr.DownloadButton("All masks and cut-outs (zip)", interactive=False))
 
     private: dict[str, Any] = {"api_visibility": "private"}
     inputs, results = [picture, model], [shown, facts]
@@ -268,8 +269,8 @@ def _endpoint(tab: SegmentTab, default: str, network: dict[str, Any]) -> None:
     with gr.Row(visible=False):
         picture = only_uploads(gr.Image(type="filepath", label="Picture"))
         model, opacity = gr.Textbox(default, label="Network"), gr.Number(0.5, label="Opacity")
-        overlay = gr.Image(label="Overlay", format="png")
-        cutout, mask = gr.Image(label="Cut-out", format="png"), gr.File(label="Mask")
+        overlay = stays(gr.Image(label="Overlay", format="png"))
+        cutout, mask = stays(gr.Image(label="Cut-out", format="png")), stays(gr.File(label="Mask"))
         report, run = gr.JSON(label="Report"), gr.Button()
     run.click(
         tab.segment, [picture, model, opacity], [overlay, cutout, mask, report], api_name="segment", **network

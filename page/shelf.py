@@ -134,9 +134,10 @@ class Shelf:
     _models: dict[str, Model] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # of every network that was run here
     _lock: threading.RLock = field(default_factory=threading.RLock)
+    _loading: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.load = functools.lru_cache(maxsize=SEGMENTERS)(self._load)
+        self._loaded = functools.lru_cache(maxsize=SEGMENTERS)(self._load)
         # at most 160 MB each; downloads and another model on the same picture need no second run
         self.segmentation = functools.lru_cache(maxsize=4)(self._segmentation)
         found = [(path.parent, path.parent.name) for path in sorted(self.shipped.glob("*/config.json"))]
@@ -223,6 +224,11 @@ class Shelf:
     def _put(self, model: Model) -> Model:
         with self._lock:
             return self._models.setdefault(model.name, model)
+
+    def load(self, name: str) -> Loaded:
+        """The network of a model; read once, also when several pictures ask for it at the same time."""
+        with self._loading:
+            return self._loaded(name)
 
     def _load(self, name: str) -> Loaded:
         """The network of a model; its first run, several times slower, lies behind it."""

@@ -81,6 +81,25 @@ def _move_files_only(component: gr.Image | gr.File) -> None:
     component.async_move_resource_to_block_cache = move_file
 
 
+def stays(component: Any) -> Any:
+    """Let the files of an output stay where they are: `new_folder` has made a place of their own for them.
+
+    gradio would copy them to a place named after their content, where two requests with equal results write
+    one file at once, and a reader may find it half written.
+    """
+    move = component.async_move_resource_to_block_cache
+
+    async def keep(path: str | Path | None) -> str | None:
+        uploads = Path(get_upload_folder()).resolve()
+        if path is None or not Path(path).resolve().is_relative_to(uploads):
+            return await move(path)
+        component.temp_files.add(str(path))  # served, and in time deleted, as gradio's own copies are
+        return str(path)
+
+    component.async_move_resource_to_block_cache = keep
+    return component
+
+
 def _uploaded(path: str | None) -> str:
     """The path of an upload; anything else is refused."""
     uploads = Path(get_upload_folder()).resolve()

@@ -18,7 +18,7 @@ NOT_IN_SEARCHSEG = {"gradio", "datasets", "argparse", "accelerate", "timm", "tor
 # the leaves first: a module of the library imports only modules to its left
 ORDER = (
     ("genotype", "images", "loss", "metric", "faults"),
-    ("config", "task", "operations", "drawing", "derivation", "download"),
+    ("config", "task", "operations", "drawing", "derivation", "download", "fold"),
     ("mixed", "baselines"),
     ("cell",),
     ("network",),
