@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,17 @@ def lay_out(shelf: Shelf, runs: Path, training: bool) -> None:
     fill(demo)
 
 
-def build_demo(models_folder: Path = MODELS, runs_folder: Path = RUNS, training: bool = False) -> gr.Blocks:
+def build_demo(
+    models_folder: Path = MODELS, runs_folder: Path = RUNS, training: bool = False, warm: bool = False
+) -> gr.Blocks:
     """The page for the models in the sub-folders of `models_folder`; launch it with **LAUNCH.
 
-    `training`: whether the page has the tab that searches and trains, with its runs in `runs_folder`.
+    `training`: whether the page has the tab that searches and trains, with its runs in `runs_folder`; `warm`:
+    load the default network now, beside everything else, so that the first picture need not wait for it.
     """
     shelf = Shelf(Path(models_folder).resolve(), Path(runs_folder).resolve())
+    if warm and len(shelf):
+        threading.Thread(target=shelf.warm, daemon=True).start()
     with gr.Blocks(title="SearchSeg", analytics_enabled=False, delete_cache=(300, 3600)) as demo:
         gr.Markdown(INTRO)
         if len(shelf):
@@ -109,4 +115,4 @@ if __name__ == "__main__":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // AT_ONCE))
         gc.collect()
         gc.freeze()  # what is imported stays: a full collection of it stops every request for a moment
-        build_demo(training=train).launch(**LAUNCH)
+        build_demo(training=train, warm=True).launch(**LAUNCH)

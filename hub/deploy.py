@@ -7,6 +7,7 @@ without asking.
 examples:
   python -m hub.deploy me/pets
   python -m hub.deploy me/leaves --model me/searchnet-leaves --private
+  python -m hub.deploy me/workshop --training        people log in, search on their data, and publish
   python -m hub.deploy me/pets --dry-run FOLDER      writes the Space into FOLDER instead
 """
 
@@ -32,21 +33,26 @@ from searchseg.pretrained import CONFIG, GENOTYPE, WEIGHTS, PretrainedError
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("app.py", "requirements.txt", "LICENSE")
 PACKAGES = ("searchseg", "hub", "page")
+TRAINING = "training"
+SWITCH = "Training stays off until the Space's settings have the variable SEARCHSEG_ALLOW_TRAINING = 1."
 # what the page shows of a model besides running it: its scores, and the search as a film
 RECORDS = ("metrics.json", "search/genotype.jsonl", "search/alpha.jsonl")
 MODEL_FILES = ("config.json", "genotype.json", "model.safetensors", "README.md", *RECORDS)
 
 
-def lay_out(folder: Path, title: str, model: str | None = None, token: str | None = None) -> None:
+def lay_out(
+    folder: Path, title: str, model: str | None = None, token: str | None = None, training: bool = False
+) -> None:
     """Write the tree of a Space into `folder`; with `model` (Hub id or folder) that one instead of the
     shipped.
 
+    `training` brings what the tab Search and publish needs, and a login with which people publish.
     Raises PretrainedError when the model cannot be loaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in CODE:
         shutil.copyfile(ROOT / name, folder / name)
-    for name in PACKAGES:
+    for name in (*PACKAGES, *([TRAINING] if training else [])):
         keep = shutil.ignore_patterns("__pycache__", "models")
         shutil.copytree(ROOT / name, folder / name, ignore=keep, dirs_exist_ok=True)
     models, preload = folder / "hub" / "models", None
@@ -62,7 +68,7 @@ def lay_out(folder: Path, title: str, model: str | None = None, token: str | Non
         else:
             _copy_records(model, str(network.commit), token, target)
             preload = _preload(model, network)
-    (folder / "README.md").write_text(front_matter(title, model, preload), encoding="utf-8")
+    (folder / "README.md").write_text(front_matter(title, model, preload, training), encoding="utf-8")
 
 
 def _copy_records(model: str, commit: str, token: str | None, target: Path) -> None:
@@ -89,7 +95,9 @@ def _preload(model: str, network: nn.Module) -> str | None:
     return f"{model} {','.join(names)} {network.commit}"
 
 
-def front_matter(title: str, model: str | None = None, preload: str | None = None) -> str:
+def front_matter(
+    title: str, model: str | None = None, preload: str | None = None, training: bool = False
+) -> str:
     """README.md of a Space: what the Hub needs to run it, and a line for people."""
     lines = {
         "title": title,
@@ -105,6 +113,8 @@ def front_matter(title: str, model: str | None = None, preload: str | None = Non
         "datasets": ["dpdl-benchmark/oxford_iiit_pet"] if model is None else None,
         "models": [model] if model is not None and not Path(model).is_dir() else None,
         "preload_from_hub": [preload] if preload else None,
+        "hf_oauth": "true" if training else None,
+        "hf_oauth_scopes": ["write-repos", "manage-repos"] if training else None,
         "short_description": "Segmentation by networks found by search",
     }
     yaml = [f"{key}: {_value(value)}" for key, value in lines.items() if value is not None]
@@ -112,7 +122,13 @@ def front_matter(title: str, model: str | None = None, preload: str | None = Non
     return "\n".join(["---", *yaml, "---", "", f"# {title}", "", text, ""])
 
 
-def deploy(space: str, model: str | None = None, private: bool = False, token: str | None = None) -> str:
+def deploy(
+    space: str,
+    model: str | None = None,
+    private: bool = False,
+    token: str | None = None,
+    training: bool = False,
+) -> str:
     """Create or update the Space `space` ("user/name") in one commit, none if nothing has changed.
 
     Files of ours that an earlier commit had and this one has not leave; other people's files stay. Returns
@@ -123,7 +139,7 @@ def deploy(space: str, model: str | None = None, private: bool = False, token: s
     api = HfApi(token=token)
     try:
         with tempfile.TemporaryDirectory() as name, bounded_waits():
-            lay_out(Path(name), space.split("/")[-1], model, token)
+            lay_out(Path(name), space.split("/")[-1], model, token, training)
             return _upload(api, Path(name), space, private)
     except (PublishError, PretrainedError):
         raise
@@ -137,7 +153,7 @@ def _upload(api: HfApi, folder: Path, space: str, private: bool) -> str:
     url = patiently(lambda: api.create_repo(**place, space_sdk="gradio", private=hidden, exist_ok=True))
     if private and not patiently(lambda: api.space_info(space)).private:  # an older one stays as it is
         raise PublishError(f"{space} is public: make it private in its settings, or name another one")
-    message, ours = "Deploy the SearchSeg page", [f"{name}/*" for name in PACKAGES]
+    message, ours = "Deploy the SearchSeg page", [f"{name}/*" for name in (*PACKAGES, TRAINING)]
     patiently(
         lambda: api.upload_folder(**place, folder_path=folder, commit_message=message, delete_patterns=ours)
     )
@@ -165,14 +181,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("space", help="id of the Space, user/name; it is made when it does not exist")
     parser.add_argument("--model", help="Hub id or folder of the model to serve (default: those shipped)")
     parser.add_argument("--private", action="store_true", help="a Space that only its owner sees")
+    parser.add_argument("--training", action="store_true", help="with the tab that searches and trains")
     parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write the Space here, send nothing")
     args = parser.parse_args(argv)
     try:
         if args.dry_run:
-            lay_out(args.dry_run, args.space.split("/")[-1], args.model)
+            lay_out(args.dry_run, args.space.split("/")[-1], args.model, training=args.training)
             print(f"the Space is in {args.dry_run}: python {args.dry_run / 'app.py'}")
         else:
-            print(deploy(args.space, args.model, args.private))
+            print(deploy(args.space, args.model, args.private, training=args.training))
+            if args.training:
+                print(SWITCH)
     except (PretrainedError, PublishError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

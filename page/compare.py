@@ -83,7 +83,7 @@ class CompareTab:
         """Segment one picture with several networks and tell where they differ.
 
         Parameters:
-            picture: the picture as an uploaded file
+            picture: the picture as an uploaded file, or over MCP as a data: URL; no web address is fetched
             models: names of two to six networks
         Returns:
             difference: 8-bit grey PNG of the upright picture's size, 255 where the networks differ, else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from page.uploads import refuse, save
 from page.views import quiet, warning
 from searchseg import task as tasks
+from searchseg.task import Task
 
 DRAWN = tuple(sorted((Path(__file__).parent / "pictures").glob("*.jpg")))
 PHOTOS = 8
@@ -41,14 +43,28 @@ def photo(number: Any) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _photos() -> list[Image.Image]:
-    """The photos, streamed once as long as the page runs."""
-    import datasets
+    """The photos, streamed once and kept beside the Hub cache with a line that says whose they are."""
+    from huggingface_hub import constants
 
     task = tasks.pet()
+    place = Path(constants.HF_HOME) / "searchseg" / "examples" / str(task.revision)[:12]
+    paths = [place / f"{number}.jpg" for number in range(PHOTOS)]
+    if not all(path.is_file() for path in paths):
+        place.mkdir(parents=True, exist_ok=True)
+        for path, photo in zip(paths, _streamed(task), strict=True):
+            growing = path.with_suffix(".partial")
+            photo.save(growing, "JPEG", quality=92)
+            growing.replace(path)
+        (place / "CREDIT.txt").write_text(CREDIT + "\n")
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
+def _streamed(task: Task) -> Iterator[Image.Image]:
+    import datasets
+
+    assert task.dataset is not None
     rows = datasets.load_dataset(task.dataset, split="test", revision=task.revision, streaming=True)
-    photos = []
     for row in rows.select_columns([task.image_column]).take(PHOTOS):
         photo = row[task.image_column].convert("RGB")
         photo.thumbnail((1024, 1024))
-        photos.append(photo)
-    return photos
+        yield photo

@@ -74,7 +74,7 @@ class SegmentTab:
         """Find the class of every pixel of a JPEG, PNG, WEBP, BMP or GIF of up to 20 MB and 40 megapixels.
 
         Parameters:
-            picture: the picture as an uploaded file
+            picture: the picture as an uploaded file, or over MCP as a data: URL; no web address is fetched
             model: name of the network that segments it
             opacity: of the colours in the overlay, from 0 (picture only) to 1 (colours only)
         Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import threading
@@ -229,6 +230,11 @@ class Shelf:
         """The network of a model; read once, also when several pictures ask for it at the same time."""
         with self._loading:
             return self._loaded(name)
+
+    def warm(self) -> None:
+        """Load the default network before anybody asks; a damaged one says so to who asks."""
+        with contextlib.suppress(PretrainedError, OSError):
+            self.load(self.default.name)
 
     def _load(self, name: str) -> Loaded:
         """The network of a model; its first run, several times slower, lies behind it."""

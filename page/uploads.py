@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import tempfile
 import time
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import gradio as gr
 from gradio.data_classes import ImageData
@@ -20,8 +20,8 @@ from PIL import Image
 NO_PICTURE = "Choose a picture first: upload one, take a photo or paste it."
 NO_FILE = "Send the picture as an uploaded file, not as a web address or a path."
 GONE = "This picture is no longer on the server: choose it again."
-SWEEP_EVERY, EMPTY_SECONDS, MOST_BYTES = 100, 600, 4 * 2**30
-_folders = itertools.count()
+SWEEP_SECONDS, EMPTY_SECONDS, MOST_BYTES = 30, 600, 4 * 2**30
+_swept = 0.0  # when, by time.monotonic()
 LONGEST_STEM = 60  # of a name that came with an upload and goes out with its results
 
 
@@ -75,10 +75,15 @@ def _move_files_only(component: gr.Image | gr.File) -> None:
 
     async def move_file(path: str | Path | None) -> str | None:
         if str(path).startswith(("http:", "https:")):
-            raise refuse(NO_FILE)
+            path = _own_file(str(path))
         return await move(path)
 
     component.async_move_resource_to_block_cache = move_file
+
+
+def _own_file(address: str) -> str:
+    """The upload that an address of this page names, as MCP clients send it back; no address is fetched."""
+    return _uploaded(unquote(address.partition("/gradio_api/file=")[2]))
 
 
 def stays(component: Any) -> Any:
@@ -115,8 +120,10 @@ def stem(path: str | None) -> str:
 
 def new_folder() -> Path:
     """A folder that no other request writes to, where gradio serves files and in time deletes them."""
+    global _swept
     os.makedirs(get_upload_folder(), exist_ok=True)
-    if next(_folders) % SWEEP_EVERY == 0:
+    if time.monotonic() - _swept > SWEEP_SECONDS:
+        _swept = time.monotonic()
         sweep(Path(get_upload_folder()))
     return Path(tempfile.mkdtemp(dir=get_upload_folder()))
 

@@ -57,7 +57,7 @@ class WorkshopTab:
 
     def start(
         self, name: str, source: str, dataset: str, revision: str, task: str, columns: str, classes: str,
-        ignored: float | None, archive: str | None, preset: str, minutes: float,
+        ignored: str, archive: str | None, preset: str, minutes: float,
     ) -> tuple[Any, ...]:  # fmt: skip
         """Prepare the data, begin the run, and show it."""
         name = (name or "").strip()
@@ -68,16 +68,16 @@ class WorkshopTab:
             raise refuse(f"Choose a preset, and minutes from 1 to {MOST_MINUTES}.")
         if busy(self.runs):
             raise refuse(BUSY)
-        data = run.folder / "data"
+        data, value = run.folder / "data", _value(ignored)
         shutil.rmtree(data, ignore_errors=True)
         try:
             if source == SHAPES_CHOICE:
                 draw_shapes(data)
                 options = _custom(str(data), "image", "mask", ",".join(SHAPES), None)
             elif source == ZIP_CHOICE:
-                options = self._zip(archive, data, classes, ignored)
+                options = self._zip(archive, data, classes, value)
             else:
-                options = _hub_options(dataset, revision, task, columns, classes, ignored)
+                options = _hub_options(dataset, revision, task, columns, classes, value)
             options += ["--preset", preset, "--minutes", f"{minutes:g}"]
             TrainingRun.create(self.runs, name, options).start()
         except (DataError, RunError, gr.Error) as error:
@@ -162,16 +162,23 @@ class WorkshopTab:
             raise refuse("Choose a run first.")
         return TrainingRun(self.runs, name)
 
-    def _zip(self, archive: str | None, data: Path, classes: str, ignored: float | None) -> list[str]:
+    def _zip(self, archive: str | None, data: Path, classes: str, ignored: int | None) -> list[str]:
         if not archive:
             raise refuse("Upload a zip with the folders images and masks.")
         names = _names(classes)
         values, _ = unpack(Path(archive), data)
-        strange = sorted(values - set(range(len(names))) - ({int(ignored)} if ignored is not None else set()))
+        strange = sorted(values - set(range(len(names))) - ({ignored} if ignored is not None else set()))
         if strange:
             told = ", ".join(map(str, strange[:5]))
             raise refuse(f"The masks also hold {told}: name a class for each value, or ignore one.")
         return _custom(str(data), "image", "mask", ",".join(names), ignored)
+
+
+def _value(ignored: str | None) -> int | None:
+    text = (ignored or "").strip()
+    if text and not (text.isdecimal() and int(text) <= 255):
+        raise refuse("The mask value that counts for nothing is a number from 0 to 255, or left empty.")
+    return int(text) if text else None
 
 
 def _names(classes: str) -> list[str]:
@@ -184,7 +191,7 @@ def _names(classes: str) -> list[str]:
 
 
 def _hub_options(
-    dataset: str, revision: str, task: str, columns: str, classes: str, ignored: float | None
+    dataset: str, revision: str, task: str, columns: str, classes: str, ignored: int | None
 ) -> list[str]:
     dataset, revision = (dataset or "").strip(), (revision or "").strip()
     if dataset and not is_hub_id(dataset):
@@ -205,10 +212,10 @@ def _hub_options(
     return [*_custom(dataset, image, mask, ",".join(_names(classes)), ignored), *given]
 
 
-def _custom(data: str, image: str, mask: str, classes: str, ignored: float | None) -> list[str]:
+def _custom(data: str, image: str, mask: str, classes: str, ignored: int | None) -> list[str]:
     # one word each, with "=": a value that begins with a dash must not become an option
     words = [f"--data={data}", f"--image-column={image}", f"--mask-column={mask}", f"--classes={classes}"]
-    return ["--task", "custom", *words, *([] if ignored is None else [f"--ignore-value={int(ignored)}"])]
+    return ["--task", "custom", *words, *([] if ignored is None else [f"--ignore-value={ignored}"])]
 
 
 def _without(sentence: str, token: str, folder: str) -> str:
@@ -235,15 +242,15 @@ def _points(progress: Progress, what: str) -> pandas.DataFrame:
         "alpha": (progress.search, f"alpha_{what}", 0),
         "retraining": (progress.retrain, f"train_{what}", len(progress.search)),
     }
-    return pandas.DataFrame(
-        [
-            (row["epoch"] + offset, row[key], name)
-            for name, (rows, key, offset) in curves.items()
-            for row in rows
-            if isinstance(row.get(key), int | float) and isinstance(row.get("epoch"), int)
-        ],
-        columns=["epoch", what, "of"],
-    )
+    rows = [
+        (row["epoch"] + offset, row[key], name)
+        for name, (rows, key, offset) in curves.items()
+        for row in rows
+        if isinstance(row.get(key), int | float) and isinstance(row.get("epoch"), int)
+    ]
+    frame = pandas.DataFrame(rows, columns=["epoch", what, "of"])
+    # also without a row yet: the plot keeps the kinds of axes that it has seen first
+    return frame.astype({"epoch": float, what: float, "of": str})
 
 
 def lay_out(runs: Path) -> Any:
@@ -263,7 +270,8 @@ def lay_out(runs: Path) -> Any:
                 )
             with gr.Group(visible=False) as own_classes:
                 classes = gr.Textbox(label="Classes, by mask value", placeholder="background, leaf")
-                ignored = gr.Number(None, label="Mask value that counts for nothing", precision=0)
+                # a Number that is left empty arrives as 0, which is a class
+                ignored = gr.Textbox(label="Mask value that counts for nothing", placeholder="none, or 255")
             preset = gr.Radio(PRESETS, value="smoke", label="Preset")
             minutes = gr.Number(2, label="Minutes, about", minimum=1, maximum=MOST_MINUTES, precision=0)
             name = gr.Textbox("my-first", label="Name of the run", info="a-z, 0-9 and -", elem_id="run-name")
@@ -275,8 +283,8 @@ def lay_out(runs: Path) -> Any:
                 proceed = gr.Button("Continue", interactive=False)
             words = gr.HTML(NO_RUN, elem_id="progress")
             curve: dict[str, Any] = {"x": "epoch", "color": "of", "height": 200}
-            loss = gr.LinePlot(y="loss", title="Loss", **curve)
-            miou = gr.LinePlot(y="miou", title="mIoU", **curve)
+            loss = gr.LinePlot(y="loss", title="Loss", elem_id="curve-loss", **curve)
+            miou = gr.LinePlot(y="miou", title="mIoU", elem_id="curve-miou", **curve)
     with gr.Accordion("The genotype now", open=True):
         drawn = gr.HTML(elem_classes="drawing", apply_default_css=False, elem_id="growing")
     with gr.Accordion("Alphas", open=False):

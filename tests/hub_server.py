@@ -497,7 +497,8 @@ class Hub:
         access = {"displayName": "test", "role": caller.role}
         orgs = [{"type": "org", "name": org, "fullname": org, "roleInOrg": "write"} for org in caller.orgs]
         auth = {"type": "access_token", "accessToken": access}
-        return {"type": "user", "name": caller.user, "fullname": caller.user, "orgs": orgs, "auth": auth}
+        who = {"type": "user", "name": caller.user, "fullname": caller.user, "avatarUrl": "/avatars/0.svg"}
+        return {**who, "orgs": orgs, "auth": auth}
 
     def _named(self, request: Request) -> tuple[str, str]:
         if request.caller is None:

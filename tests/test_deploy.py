@@ -45,6 +45,14 @@ def test_the_front_matter_tells_the_hub_how_to_run_it():
     assert facts["preload_from_hub"] == ["me/leaves config.json,model.safetensors"]
 
 
+def test_a_space_that_trains_has_a_login(tmp_path):
+    assert main(["me/workshop", "--training", "--dry-run", str(tmp_path / "space")]) == 0
+    facts = yaml_of((tmp_path / "space" / "README.md").read_text())
+    assert facts["hf_oauth"] is True and facts["hf_oauth_scopes"] == ["write-repos", "manage-repos"]
+    assert (tmp_path / "space" / "training" / "run.py").is_file()
+    assert "hf_oauth" not in yaml_of(front_matter("pets"))
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(PretrainedError, match=r"config\.json is missing"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from hub_fixture import run_with_hub
 from huggingface_hub import constants
 from PIL import Image, ImageDraw
 from torch import nn
@@ -36,9 +38,12 @@ from searchseg import (
     UShapeConfig,
     read_image,
     save_pretrained,
+    task,
 )
 from searchseg.cost import macs
 from searchseg.genotype import CELL_NAMES
+
+pytest_plugins = ["hub_fixture"]
 
 CLASSES, COLORS = ("background", "cat & <dog> ${7*7} {{7*7}}"), ("#303030", "#e69f00")
 EDGES = (Edge(0, 2, "sepconv_3x3"), Edge(1, 2, "skip"), Edge(0, 3, "mbconv_3x3"), Edge(2, 3, "dilconv_3x3"))
@@ -276,15 +281,65 @@ def test_the_oldest_results_make_room(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["newer", "newest"]
 
 
-def test_photos_of_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_of_the_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "empty"))
     gallery, told = examples.rows_of_dataset()  # offline
     assert gallery.visible is False and "cannot be reached" in told
     rows = [{"image": Image.new("RGB", (2000, 10 + n)), "label": n} for n in range(20)]
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: stream)
-    gallery, told = examples.rows_of_dataset()
-    assert "CC BY-SA 4.0" in told and len(gallery.value) == examples.PHOTOS
-    examples._photos.cache_clear()
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append(args) or stream)
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    for _ in range(2):  # a second page, or the next start of this one, has them already
+        gallery, told = examples.rows_of_dataset()
+        assert "CC BY-SA 4.0" in told and len(gallery.value) == examples.PHOTOS
+        examples._photos.cache_clear()
+    assert len(asked) == 1
+    (kept,) = tmp_path.rglob("CREDIT.txt")
+    assert "CC BY-SA 4.0" in kept.read_text() and len(list(kept.parent.glob("*.jpg"))) == examples.PHOTOS
+
+
+def test_photos_come_from_a_hub(hub, tmp_path: Path) -> None:
+    rows = [{"image": Image.new("RGB", (60 + n, 40), "orange"), "label": n} for n in range(12)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "test.parquet")
+    hub.create(task.pet().dataset, type="dataset")
+    files = {"data/test-00000-of-00001.parquet": (tmp_path / "test.parquet").read_bytes()}
+    commit = hub.commit(task.pet().dataset, files, type="dataset")
+    script = (
+        f"from page import examples; from searchseg import task; task.PET_REVISION = {commit!r}; "
+        "gallery, told = examples.rows_of_dataset(); print(len(gallery.value or ()), told, examples.photo(3))"
+    )
+    done = run_with_hub(hub, ["python", "-c", script], GRADIO_TEMP_DIR=str(tmp_path / "uploads"))
+    assert done.stdout.startswith(f"{examples.PHOTOS} ") and "CC BY-SA 4.0" in done.stdout, done.stderr
+    assert Image.open(done.stdout.split()[-1]).size == (63, 40)
+
+
+def test_equal_requests_have_files_of_their_own(page: str, folder: Path) -> None:
+    """gradio would copy equal results to one place, where one request overwrites what another one reads."""
+    clients = [Client(page, verbose=False, download_files=False) for _ in range(4)]
+    jobs = [
+        c.submit(handle_file(folder / "photo.jpg"), "unet-tiny", 0.5, api_name="/segment")
+        for c in clients * 3
+    ]
+    masks = [job.result()[2] for job in jobs]
+    paths = {mask["path"] if isinstance(mask, dict) else mask for mask in masks}
+    assert len(paths) == len(jobs)
+    wanted = expected(folder, "unet-tiny").mask
+    for path in paths:
+        found = httpx.get(f"{page}gradio_api/file={path}")
+        assert np.array_equal(np.array(Image.open(io.BytesIO(found.content))), wanted)
+
+
+def test_old_files_are_looked_for_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    swept, now = [], [1000.0]
+    monkeypatch.setattr(uploads, "sweep", swept.append)
+    monkeypatch.setattr(uploads, "_swept", 0.0)
+    monkeypatch.setattr(uploads.time, "monotonic", lambda: now[0])
+    for seconds in (0, 1, uploads.SWEEP_SECONDS + 1, 1):
+        now[0] += seconds
+        uploads.new_folder()
+    assert len(swept) == 2
 
 
 @pytest.mark.parametrize("number", [-1, examples.PHOTOS, "0", None, [0], True, "/etc/passwd"])

@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def form(name: str, source: str = SHAPES_CHOICE, **more) -> dict:
-    fields = {"dataset": "", "revision": "", "task": "pet", "columns": "", "classes": "", "ignored": None}
+    fields = {"dataset": "", "revision": "", "task": "pet", "columns": "", "classes": "", "ignored": ""}
     rest = {"archive": None, "preset": "smoke", "minutes": 0.05}
     return {"name": name, "source": source, **fields, **rest, **more}
 
@@ -152,6 +152,8 @@ def test_names_of_runs_are_no_paths(tmp_path: Path, name: str | None) -> None:
             "printable",
         ),
         ({"source": ZIP_CHOICE}, "Upload a zip"),
+        ({"ignored": "256"}, "from 0 to 255"),
+        ({"ignored": "-1"}, "from 0 to 255"),
     ],
 )
 def test_wrong_forms_are_refused(tmp_path: Path, fields: dict, told: str) -> None:
@@ -213,7 +215,7 @@ def test_values_without_a_class_are_named(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "a.zip", **{"x/images/last.png": png(np.zeros((9, 9, 3), np.uint8))})
     with zipfile.ZipFile(archive, "a") as packed:
         packed.writestr("x/masks/last.png", png(np.full((9, 9), 7, np.uint8)))
-    more = {"source": ZIP_CHOICE, "archive": str(archive), "classes": "a, b", "ignored": 2}
+    more = {"source": ZIP_CHOICE, "archive": str(archive), "classes": "a, b", "ignored": "2"}
     with pytest.raises(gr.Error, match="also hold 7"):
         WorkshopTab(tmp_path / "runs").start(**form("zipped", **more))
     assert not (tmp_path / "runs" / "zipped").exists()

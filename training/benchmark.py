@@ -4,6 +4,7 @@
   python -m training.benchmark search     one search step (alpha step + weight step) against a plain reference
   python -m training.benchmark retrain    one retraining step of a SEARCH-Net and of the UNet
   python -m training.benchmark page       the page under load, over HTTP (training/load.py)
+  python -m training.benchmark start      what a user waits for until the first mask (training/startup.py)
 
 Each of the first three prints medians with their spread, parameters, MACs and peak memory of the process;
 the networks of a table are timed in turns, so that a busy moment of the machine hits all of them.
@@ -196,6 +197,13 @@ def page(args: argparse.Namespace) -> int:
     return load.benchmark_page(args)
 
 
+def start(args: argparse.Namespace) -> int:
+    """Import, start of the page, first mask and first paint; exit code 1 if a target is missed."""
+    from training import startup  # as above
+
+    return startup.benchmark_start(args)
+
+
 def add_page_options(parser: argparse.ArgumentParser) -> None:
     """What `page` needs; `--url` takes a page that runs already instead of starting app.py."""
     parser.add_argument("--requests", type=int, default=9999, help="requests, a third at each load")
@@ -214,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m training.benchmark", description=__doc__, formatter_class=Manual
     )
-    commands = parser.add_subparsers(required=True, metavar="segment|search|retrain|page")
+    commands = parser.add_subparsers(required=True, metavar="segment|search|retrain|page|start")
     for call in (segment, search, retrain):
         sub = commands.add_parser(call.__name__, help=call.__doc__, formatter_class=Manual)
         sub.add_argument("--runs", type=int, default=20 if call is segment else 5, help="timed calls of each")
@@ -231,6 +239,10 @@ def main(argv: list[str] | None = None) -> int:
     sub = commands.add_parser("page", help=page.__doc__, formatter_class=Manual)
     add_page_options(sub)
     sub.set_defaults(call=page)
+    sub = commands.add_parser("start", help=start.__doc__, formatter_class=Manual)
+    sub.add_argument("--turns", type=int, default=5, help="starts of the page")
+    sub.add_argument("--model", default="searchnet-pet-lite", help="name of the network on the page")
+    sub.set_defaults(call=start)
     args = parser.parse_args(argv)
     return args.call(args) or 0
 

@@ -23,6 +23,10 @@ MOST = 4  # times the epochs of the preset: more would only repeat
 STEPS = 3
 
 
+class PlanError(ValueError):
+    """Minutes in which nothing can be planned."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Epochs of both stages, and the seconds that one of each is expected to take."""
@@ -42,10 +46,10 @@ def make_plan(
     """Epochs that fill `minutes` with `rows` training rows, at least as many as give a result at all.
 
     Both stages are timed on random pictures at the sizes of `preset`; first-order DARTS without partial
-    channels, the dearest of the plain methods, stands for the search. Raises ValueError for minutes <= 0.
+    channels, the dearest of the plain methods, stands for the search. Raises PlanError for minutes <= 0.
     """
     if not minutes > 0:
-        raise ValueError(f"--minutes wants a positive number, got {minutes}")
+        raise PlanError(f"--minutes wants a positive number, got {minutes}")
     chosen, processes = PRESETS[preset], accelerator.num_processes
     search, retrain = chosen.search, chosen.retrain
     space = USpace(search.network(num_classes)).to(accelerator.device, memory_format=torch.channels_last)

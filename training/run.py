@@ -35,7 +35,7 @@ from searchseg.pretrained import PretrainedError, from_pretrained
 from searchseg.task import Task, TaskError
 from training.files import read_lines, write_atomically
 from training.options import Manual, add_data_options, data_of, task_of
-from training.plan import make_plan
+from training.plan import PlanError, make_plan
 from training.presets import PRESETS
 from training.rows import load_rows
 from training.runs import SETTINGS
@@ -84,6 +84,8 @@ def _plan(args: argparse.Namespace) -> dict[str, float]:
     path = args.out / "plan.json"
     if not path.is_file():
         task = task_of(args)
+        if args.streaming and not args.rows:
+            raise PlanError("--minutes with --streaming needs the number of rows: say it with --rows N")
         rows = args.rows or len(load_rows(*_source(args, task), task))
         accelerator = Accelerator(cpu=args.cpu)
         plan = make_plan(args.minutes, rows, args.preset, "strong", len(task.classes), accelerator)
@@ -180,9 +182,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         try:
             status = work()
-        except (TaskError, ValueError) as error:  # of the plan; the stages tell of their own
-            if not isinstance(error, TaskError) and "--minutes" not in str(error):
-                raise
+        except (TaskError, PlanError) as error:  # of the plan; the stages tell of their own
             print(f"error: {error}", file=sys.stderr)
             status = 1
         if status:
