@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from searchseg.genotype import CELL_NAMES, OPERATION_NAMES, Edge, Genotype, random_genotype
-from training.files import load_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.reinforce import Controller, Reinforce
 from training.shared_weights import best_of
 

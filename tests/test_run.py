@@ -12,7 +12,7 @@ from PIL import Image
 
 import searchseg
 import training.evaluate
-import training.retrain
+import training.loop
 from hub.publish import publish
 from training import search
 from training.presets import PRESETS, RetrainSettings
@@ -79,15 +79,16 @@ def test_from_rows_to_a_model_on_the_hub(data, tmp_path, hub, monkeypatch, capsy
 
 def test_a_stopped_stage_continues_and_ends_like_an_undisturbed_one(data, tmp_path, monkeypatch):
     assert main(command(data, tmp_path / "whole")) == 0
-    save = training.retrain.save_checkpoint
+    save = training.loop.save_checkpoint
 
     def save_then_stop(path: Path, state: dict) -> None:
         save(path, state)
-        raise KeyboardInterrupt
+        if state["epoch"] and "training" in state:
+            raise KeyboardInterrupt
 
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(training.retrain, "save_checkpoint", save_then_stop)
+        patch.setattr(training.loop, "save_checkpoint", save_then_stop)
         assert main(command(data, stopped)) == 130
     assert len((stopped / "net" / "history.jsonl").read_text().splitlines()) == 1
     assert not (stopped / "model").exists()

@@ -15,12 +15,13 @@ from accelerate import Accelerator
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-import training.search
+import training.loop
 from searchseg.genotype import Genotype
 from searchseg.network import USpace
 from searchseg.task import TaskError, pet
+from training.checkpoint import load_checkpoint
 from training.darts import Darts
-from training.files import load_checkpoint, read_lines
+from training.files import read_lines
 from training.presets import PRESETS, SearchSettings
 from training.rows import halves
 from training.search import main, search
@@ -249,16 +250,16 @@ class Killed(Exception):
 def test_a_resumed_search_equals_the_undisturbed_one_to_the_bit(
     finished, rows, tmp_path, accelerator, monkeypatch, moment
 ):
-    save, after = training.search.save_checkpoint, moment == "after the checkpoint"
+    save, after = training.loop.save_checkpoint, moment == "after the checkpoint"
 
     def save_until_killed(path: Path, state: dict) -> None:
-        if after or state["epoch"] == 1:
+        if after or state["epoch"] < 2:
             save(path, state)
         if state["epoch"] == 2:
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.search, "save_checkpoint", save_until_killed)
+        patch.setattr(training.loop, "save_checkpoint", save_until_killed)
         with pytest.raises(Killed):
             run_search(rows, tmp_path, accelerator)
     assert (

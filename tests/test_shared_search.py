@@ -16,12 +16,13 @@ from accelerate import Accelerator
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-import training.search
+import training.loop
 from searchseg.genotype import OPERATION_NAMES, Genotype
 from searchseg.mixed import ALL
 from searchseg.network import USpace
 from searchseg.task import pet
-from training.files import load_checkpoint, read_lines, save_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.files import read_lines
 from training.presets import PRESETS, SearchMethod
 from training.search import search
 from training.shared_search import ByController, RandomShared
@@ -301,7 +302,7 @@ def test_a_search_leaves_samples_and_score_on_record(finished, name):
     assert history[0]["genotype"] != history[1]["genotype"]
     genotypes = read_lines(finished[name] / "search" / "genotype.jsonl")
     assert [record["epoch"] for record in genotypes] == [1, 2]
-    assert not (finished[name] / "search" / "alpha.jsonl").read_text(), "there is no alpha to tell of"
+    assert not (finished[name] / "search" / "alpha.jsonl").exists(), "there is no alpha to tell of"
 
 
 class Killed(Exception):
@@ -314,7 +315,7 @@ class Killed(Exception):
 def test_a_search_that_is_resumed_finds_the_same(
     finished, rows, tmp_path, accelerator, monkeypatch, name, epoch
 ):
-    save = training.search.save_checkpoint
+    save = training.loop.save_checkpoint
 
     def save_and_die(path: Path, state: dict) -> None:
         save(path, state)
@@ -322,7 +323,7 @@ def test_a_search_that_is_resumed_finds_the_same(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.search, "save_checkpoint", save_and_die)
+        patch.setattr(training.loop, "save_checkpoint", save_and_die)
         with pytest.raises(Killed):
             run_search(name, rows, tmp_path, accelerator)
     assert "score" not in read_genotype(tmp_path).search

@@ -17,7 +17,7 @@ from PIL import Image
 import searchseg
 from searchseg.config import ModelConfig
 from searchseg.task import TaskError, custom
-from training import evaluate, retrain, search
+from training import evaluate, loop, retrain, search
 from training.presets import PRESETS, RetrainSettings
 from training.rows import CheckedRows, load_rows
 from training.stream import StreamedRows, open_stream
@@ -293,15 +293,16 @@ def test_a_streamed_training_ends_with_a_model_that_segments(net):
 
 @pytest.mark.parametrize("what", [search, retrain], ids=["search", "retrain"])
 def test_a_resumed_run_equals_an_undisturbed_one(what, data, found, net, tmp_path, monkeypatch):
-    save = what.save_checkpoint
+    save = loop.save_checkpoint
 
     def save_then_stop(path: Path, state: dict) -> None:
         save(path, state)
-        raise KeyboardInterrupt
+        if state["epoch"]:
+            raise KeyboardInterrupt
 
     more = ("--genotype", str(found / "genotype.json")) if what is retrain else ()
     with monkeypatch.context() as patch:
-        patch.setattr(what, "save_checkpoint", save_then_stop)
+        patch.setattr(loop, "save_checkpoint", save_then_stop)
         assert what.main(command(data, tmp_path / "run", *STREAMED, *more)) == 130
     opened, shuffled = [], StreamedRows.shuffled
 

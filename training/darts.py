@@ -47,6 +47,11 @@ class Darts(Supernet):
             self.alphas, settings.alpha_lr, betas=(0.5, 0.999), weight_decay=settings.alpha_weight_decay
         )
 
+    def set_rate(self, factor: float, architecture: float = 1.0) -> None:
+        super().set_rate(factor, architecture)
+        for group in self.alpha_optimizer.param_groups:
+            group["lr"] = self.settings.alpha_lr * architecture
+
     def begin_epoch(self, epoch: int) -> None:
         self.progress = epoch / self.settings.epochs
         if self.method.regularise == "auxiliary-skip":

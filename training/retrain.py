@@ -27,8 +27,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
 from searchseg.baselines import BASELINES
 from searchseg.baselines.encoder import input_statistics
@@ -55,13 +54,14 @@ from searchseg.pretrained import (
 )
 from searchseg.task import Task, TaskError
 from training.evaluate import evaluate_rows
-from training.files import load_checkpoint, read_lines, save_checkpoint, write_atomically, write_lines
+from training.files import write_atomically
+from training.loop import SAVE_SECONDS, Loop, NotFinite, finite
 from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Recipe, RetrainSettings
 from training.runs import add_run_options, parse, perform, push, record_settings
 from training.schedule import cosine
-from training.source import add_stream_options, learning_rows, open_source, scored_rows
+from training.source import Batches, Source, add_stream_options, learning_rows, open_source, scored_rows
 from training.steps import LOSSES, Meter
 
 
@@ -91,16 +91,24 @@ class Training:
     def step(
         self, images: torch.Tensor, masks: torch.Tensor, factor: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step at learning rate `factor` * lr; returns the loss and the class scores."""
+        """One step at learning rate `factor` * lr; returns loss and class scores. Raises NotFinite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor
         logits = self.model(images.contiguous(memory_format=torch.channels_last))
         loss = self.criterion(logits, masks)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        if self.recipe.gradient_clip:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
+        # also where nothing is clipped: the norm tells whether all gradients of all processes are finite
+        norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.recipe.gradient_clip or math.inf
+        )
+        if self.accelerator.scaler is None:
+            finite(norm, "a gradient")
         self.optimizer.step()
+        if (
+            self.accelerator.optimizer_step_was_skipped
+        ):  # by the scaler of half precision, which now scales less
+            raise NotFinite("a gradient in half precision is not finite")
         return loss.detach(), logits.detach()
 
     def update_average(self, step: int) -> None:
@@ -117,6 +125,7 @@ class Training:
             "network": self.network.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -124,6 +133,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
+        if self.accelerator.scaler and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -139,6 +150,83 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, recipe.lr)
 
 
+class Retraining:
+    """The course of a network's training: one optimiser, small pictures first where the recipe says so."""
+
+    def __init__(
+        self, training: Training, source: Source, settings: RetrainSettings, task: Task, out: Path, *,
+        seed: int, held_out: Any = None, keep_best: bool = False,
+    ) -> None:  # fmt: skip
+        self.training, self.source, self.settings, self.task, self.out = training, source, settings, task, out
+        self.accelerator, self.recipe = training.accelerator, training.recipe
+        self.config: ModelConfig = training.network.config  # type: ignore[assignment]
+        self.seed, self.held_out, self.keep_best = seed, held_out, keep_best
+        self.meters = {"train": Meter(len(task.classes), self.accelerator)}
+        self.loaders: dict[tuple[int, int], Batches] = {}  # by size
+        self.loaded: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.training.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.training.load_state_dict(state)
+
+    def buffers(self) -> list[torch.Tensor]:
+        return list(self.training.network.buffers())
+
+    def finished(self, history: list[dict[str, Any]]) -> bool:
+        return False
+
+    def begin_epoch(self, epoch: int) -> None:
+        size = _size(self.settings, self.recipe, epoch)
+        if size not in self.loaders:
+            self.loaders[size] = self.source.batches(
+                None, self.config, self.recipe.augment, self.seed, size, self.settings.batch_size
+            )
+        self.loaded = self.loaders[size]
+        self.loaded.epoch = epoch
+        self.training.model.train()
+
+    def batches(self, epoch: int, done: int) -> Batches:
+        self.loaded.skip = done
+        return self.loaded
+
+    @property
+    def total(self) -> int:
+        return self.settings.epochs * steps_of(self.source, self.settings)
+
+    def step(self, index: int, batch: Any, factor: float) -> None:
+        images, masks = batch
+        if self.recipe.schedule == "cosine":
+            factor *= cosine(index, self.total, self.recipe.warmup)
+        self.meters["train"].add(self.training.step(images, masks, factor), masks)
+        self.training.update_average(index)
+
+    def rows_of(self, epoch: int, index: int) -> str:
+        return self.loaded.rows_of(index)
+
+    def end_epoch(self, epoch: int) -> dict[str, list[dict[str, Any]]]:
+        size = list(_size(self.settings, self.recipe, epoch))
+        record = {"epoch": epoch + 1, "size": size, **self.meters["train"].result("train")}
+        if self.held_out is not None:
+            scores = evaluate_rows(
+                self.training.result, self.held_out, self.task, self.accelerator.device, quiet=True
+            )
+            record |= {"held_out_loss": scores.dice_loss, "held_out_miou": scores.miou}
+        return {"history.jsonl": [record]}
+
+    def keep(self, records: dict[str, list[dict[str, Any]]]) -> None:
+        *before, last = records["history.jsonl"]
+        save_pretrained(self.training.result, self.out, self.config)
+        if self.keep_best and all(last["held_out_miou"] > row["held_out_miou"] for row in before):
+            save_pretrained(self.training.result, self.out / "best", self.config)
+
+
+def steps_of(source: Source, settings: RetrainSettings) -> int:
+    """Steps of an epoch."""
+    return max(1, len(source) // settings.batch_size)
+
+
 def retrain(
     model: nn.Module,
     settings: RetrainSettings,
@@ -152,65 +240,27 @@ def retrain(
     held_out: Any = None,
     workers: int = 0,
     keep_best: bool = False,
+    save_seconds: float = SAVE_SECONDS,
 ) -> nn.Module:
     """Train `model` (it carries its ModelConfig) on `rows`, a table or a stream, or continue.
 
     Returns the network kept. `keep_best` saves besides, in `out` / "best", the one of the epoch with the best
-    mIoU on `held_out`.
+    mIoU on `held_out`. Raises Interrupted after a signal, TaskError when the training diverges.
     """
     accelerator.free_memory()  # of an earlier network: compare trains several in one process
-    main = accelerator.is_main_process
-    config: ModelConfig = model.config  # type: ignore[assignment]
     height, width = settings.shape
     source = open_source(rows, task, (height * 3 // 2, width * 3 // 2), accelerator, workers)
     training = Training(model, recipe, accelerator, _balance(recipe, source.pixels, len(task.classes)))
     if held_out is not None:
-        held_out = scored_rows(held_out, task, "held-out rows", quiet=not main)
-
-    state = load_checkpoint(out / "checkpoint.pt")
-    start = state["epoch"] if state else 0
-    if state:
-        training.load_state_dict(state["training"])
-    history = read_lines(out / "history.jsonl")[:start]
-
-    batches = max(1, len(rows) // settings.batch_size)
-    total = settings.epochs * batches
-    bar = tqdm(
-        total=total, initial=start * batches, desc="retrain", unit="step", disable=not main, mininterval=1
+        held_out = scored_rows(held_out, task, "held-out rows", quiet=not accelerator.is_main_process)
+    course = Retraining(
+        training, source, settings, task, out, seed=seed, held_out=held_out, keep_best=keep_best
     )
-    sizes = {_size(settings, recipe, epoch) for epoch in range(start, settings.epochs)}
-    augment, number = recipe.augment, settings.batch_size
-    batches_at = {size: source.batches(None, config, augment, seed, size, number) for size in sizes}
-    for epoch in range(start, settings.epochs):
-        began = time.monotonic()
-        size = _size(settings, recipe, epoch)
-        loaded = batches_at[size]
-        loaded.epoch = epoch
-        meter = Meter(len(task.classes), accelerator.device)
-        training.model.train()
-        # for dropout: the same in a run that was interrupted, another in each process
-        torch.manual_seed(1_000_003 * seed + 1_009 * epoch + accelerator.process_index)
-        for step, (images, masks) in enumerate(loaded, epoch * batches):
-            factor = cosine(step, total, recipe.warmup) if recipe.schedule == "cosine" else 1.0
-            meter.add(training.step(images, masks, factor), masks)
-            training.update_average(step)
-            bar.update()
-        record = {"epoch": epoch + 1, "size": list(size), **meter.result("train", accelerator)}
-        if held_out is not None:
-            scores = evaluate_rows(training.result, held_out, task, accelerator.device, quiet=True)
-            record |= {"held_out_loss": scores.dice_loss, "held_out_miou": scores.miou}
-        record["seconds"] = round(time.monotonic() - began, 2)
-        history.append(record)
-        bar.set_postfix({"epoch": epoch + 1, "mIoU": f"{record['train_miou']:.3f}"})
-        if main:
-            write_lines(out / "history.jsonl", history)
-            save_pretrained(training.result, out, config)
-            if keep_best and all(record["held_out_miou"] > row["held_out_miou"] for row in history[:-1]):
-                save_pretrained(training.result, out / "best", config)
-            save_checkpoint(out / "checkpoint.pt", {"epoch": epoch + 1, "training": training.state_dict()})
-        accelerator.wait_for_everyone()
-    bar.close()
-    if main:
+    history = Loop(
+        course, out, accelerator, what="training", epochs=settings.epochs, steps=steps_of(source, settings),
+        seed=seed, best="train_miou" if held_out is None else "held_out_miou", save_seconds=save_seconds,
+    ).run()  # fmt: skip
+    if accelerator.is_main_process:
         names = {"train": "training rows", "held_out": "held-out rows"}
         draw_curves(history, {f"{k}_loss": v for k, v in names.items()}, "loss", out / "loss.png")
         draw_curves(history, {f"{k}_miou": v for k, v in names.items()}, "mIoU", out / "miou.png")
@@ -361,6 +411,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     if accelerator.is_main_process and model.genotype is not None:
         write_atomically(args.out / "genotype.json", model.genotype.to_json())
     more = {"seed": args.seed, "held_out": held_out, "workers": args.workers}
+    more["save_seconds"] = 60 * args.save_minutes
     retrain(model, settings, recipe, task, rows, args.out, accelerator, **more)
     accelerator.print(f"model in {args.out}")
     push(args, accelerator)

@@ -170,17 +170,24 @@ class Examples(TorchDataset):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Row numbers of one epoch in an order that depends on (seed, epoch) alone; each comes with its epoch."""
+    """Row numbers of one epoch in an order that depends on (seed, epoch) alone; each comes with its epoch.
+
+    `skip`: how many to leave out at the beginning.
+    """
 
     def __init__(self, indices: Sequence[int], seed: int) -> None:
-        self.indices, self.seed, self.epoch = list(indices), seed, 0
+        self.indices, self.seed, self.epoch, self.skip = list(indices), seed, 0, 0
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def order(self) -> list[int]:
+        """The row numbers of the present epoch."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.indices))
-        return ((self.epoch, self.indices[i]) for i in order)
+        return [self.indices[i] for i in order]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, row) for row in self.order()[self.skip :])
 
 
 def loader(

@@ -19,7 +19,9 @@ from hub.publish import PublishError, publish
 from searchseg.genotype import GenotypeError
 from searchseg.pretrained import PretrainedError
 from searchseg.task import TaskError
-from training.files import write_atomically
+from training.checkpoint import CheckpointError
+from training.files import DiskFullError, write_atomically
+from training.loop import Interrupted
 from training.options import machine
 from training.presets import PRESETS
 
@@ -37,6 +39,9 @@ def add_run_options(
     group.add_argument("--out", type=Path, help="run folder, new or empty")
     group.add_argument(
         "--resume", type=Path, metavar="RUN", help="continue this run folder with its own settings"
+    )
+    group.add_argument(
+        "--save-minutes", type=float, default=10.0, help="between saves within an epoch; each epoch is saved"
     )
     group.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
     group.add_argument("--mixed-precision", choices=precisions, default="no", help="pays on a GPU")
@@ -98,14 +103,18 @@ def perform(
         again = f"the run is whole; publish it with: python -m {module} --resume {args.out}"
         accelerator.print(f"error: {error}\n{again}", file=sys.stderr)
         return 1
-    except (TaskError, GenotypeError, PretrainedError, FileNotFoundError) as error:
+    except (TaskError, GenotypeError, PretrainedError, CheckpointError, FileNotFoundError) as error:
         accelerator.print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except DiskFullError as error:
+        again = f"make room and continue with: python -m {module} --resume {args.out}"
+        accelerator.print(f"error: {error.strerror}; {again}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Interrupted) as stop:
         accelerator.print(
             f"\nstopped; continue with: python -m {module} --resume {args.out}", file=sys.stderr
         )
-        return 130
+        return getattr(stop, "status", 130)
     finally:
         accelerator.end_training()
     return 0

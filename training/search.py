@@ -18,7 +18,8 @@ what it leaves in --out:
   search/                alpha.jsonl and genotype.jsonl (a line an epoch), halves.json, loss.png, miou.png,
                          alpha.svg
   settings.json          everything that --resume needs
-  checkpoint.pt          state after the last whole epoch
+  checkpoint.pt          the last state, checkpoint.previous.pt the one before, checkpoint.best.pt that of the
+                         best epoch on held-out images
 All of it is rewritten whole after every epoch, so a stopped run is readable.
 """
 
@@ -28,17 +29,14 @@ import argparse
 import dataclasses
 import itertools
 import json
-import math
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 import searchseg
 from searchseg.config import ModelConfig
@@ -48,7 +46,8 @@ from searchseg.network import SearchNet, UShapeConfig, USpace, config_arguments
 from searchseg.task import Task, TaskError
 from training.budget import Budget, parse_budget
 from training.darts import Darts
-from training.files import load_checkpoint, read_lines, save_checkpoint, write_atomically, write_lines
+from training.files import write_atomically
+from training.loop import SAVE_SECONDS, Loop, finite
 from training.monitor import largest_eigenvalue, stop_at
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.presets import PRESETS, RetrainSettings, SearchMethod, SearchSettings
@@ -58,13 +57,108 @@ from training.sampling import draw_genotypes
 from training.schedule import cosine
 from training.search_options import add_method_options, method_name, method_of
 from training.shared_search import ByController, RandomShared
-from training.source import add_stream_options, learning_rows, open_source
+from training.source import Batches, Source, add_stream_options, learning_rows, open_source
 from training.steps import Meter
 from training.supernet import Batch, Supernet
 
 # how many held-out batches score candidates in the end, and training batches settle the weights meanwhile
 FINAL_BATCHES = 4
 MONITOR_PICTURES = 8
+HISTORY, GENOTYPES, ALPHAS = "history.jsonl", "search/genotype.jsonl", "search/alpha.jsonl"
+
+
+class Searching:
+    """The course of a search: architecture on held-out images, then weights on training images."""
+
+    def __init__(
+        self, run: Supernet, source: Source, halves: tuple[Any, Any], task: Task, settings: SearchSettings,
+        macs_costs: OperationCosts, origin: dict[str, Any], out: Path,
+    ) -> None:  # fmt: skip
+        self.run, self.source, self.alpha_half, self.settings = run, source, halves[1], settings
+        self.macs_costs, self.origin, self.out = macs_costs, origin, out
+        size = (settings.size, settings.size)
+        arguments = config_arguments(run.space.arguments)
+        self.config = ModelConfig("searchnet", arguments, task.classes, task.colors, size)
+        self.loaders = [self._batches(half, "strong") for half in halves]
+        self.meters = {name: Meter(len(task.classes), run.accelerator) for name in ("weight", "alpha")}
+        self.held_out: Any = None  # the last batch, on which the Hessian is measured
+
+    def _batches(self, half: Any, augment: str) -> Batches:
+        settings = self.settings
+        return self.source.batches(
+            half, self.config, augment, self.origin["seed"], settings.size, settings.batch_size
+        )
+
+    def scoring(self) -> Batches:
+        """Held-out batches as they are."""
+        return self._batches(self.alpha_half, "none")
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.run.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.run.load_state_dict(state)
+
+    def buffers(self) -> list[torch.Tensor]:
+        return list(self.run.space.buffers())
+
+    def finished(self, history: list[dict[str, Any]]) -> bool:
+        return stop_at(self.run.method.early_stop, history) is not None
+
+    def begin_epoch(self, epoch: int) -> None:
+        for loader in self.loaders:
+            loader.epoch = epoch
+        self.run.begin_epoch(epoch)
+
+    def batches(self, epoch: int, done: int) -> Iterator[tuple[Batch, Batch]]:
+        for loader in self.loaders:
+            loader.skip = done
+        return zip(*self.loaders, strict=False)
+
+    def warming(self, epoch: int) -> bool:
+        """Whether the weights learn alone in this epoch."""
+        return epoch < self.settings.warmup_epochs
+
+    def step(self, index: int, batch: tuple[Batch, Batch], factor: float) -> None:
+        training, self.held_out = batch
+        steps = min(map(len, self.loaders))
+        self.run.set_rate(factor * cosine(index, self.settings.epochs * steps), factor)
+        if self.warming(index // steps):
+            looked = self.run.look(self.held_out)
+            finite(self.run.accelerator.reduce(looked[0], "mean"), "the loss on held-out rows")
+        else:
+            looked = self.run.architecture_step(self.held_out, training)
+        learned = self.run.weight_step(training)
+        self.meters["alpha"].add(looked, self.held_out[1])
+        self.meters["weight"].add(learned, training[1])
+
+    def rows_of(self, epoch: int, index: int) -> str:
+        return " and held out ".join(loader.rows_of(index) for loader in self.loaders)
+
+    def end_epoch(self, epoch: int) -> dict[str, list[dict[str, Any]]]:
+        run, method = self.run, self.run.method
+        losses = self.meters["weight"].result("weight") | self.meters["alpha"].result("alpha")
+        genotype = run.genotype({**self.origin, "epochs": epoch + 1, "created": _now()})
+        record = {
+            "epoch": epoch + 1,
+            "phase": "warmup" if self.warming(epoch) else "search",
+            **losses,
+            **run.record(),
+            "skips": genotype.count("skip"),
+            "skips_per_cell": {cell: genotype.count("skip", cell) for cell in CELL_NAMES},
+            "expected_macs": expected_cost(run.space, self.macs_costs).item(),
+            "genotype": genotype.id,
+        }
+        if method.monitor_every and not self.warming(epoch) and (epoch + 1) % method.monitor_every == 0:
+            record["eigenvalue"] = _eigenvalue(run, self.held_out, run.accelerator)
+        lines = {HISTORY: [record], GENOTYPES: [{"epoch": epoch + 1, **json.loads(genotype.to_json())}]}
+        if isinstance(run, Darts):
+            lines[ALPHAS] = [{"epoch": epoch + 1, "alpha": run.space.alphas(), "beta": run.space.betas()}]
+        return lines
+
+    def keep(self, records: dict[str, list[dict[str, Any]]]) -> None:
+        last = {key: value for key, value in records[GENOTYPES][-1].items() if key != "epoch"}
+        write_atomically(self.out / "genotype.json", Genotype.from_json(json.dumps(last)).to_json())
 
 
 def search(
@@ -78,12 +172,14 @@ def search(
     method: SearchMethod | None = None,
     final: RetrainSettings | None = None,
     device: str | None = None,
+    save_seconds: float = SAVE_SECONDS,
 ) -> Genotype:
     """Run (or continue) a search that writes to `out`; `origin` goes into genotype.json and must hold the
     seed.
 
     The budget of `method` is kept on `device`. `final` has the widths and size of the derived network, to
-    which costs and budget refer (default: those of the search itself).
+    which costs and budget refer (default: those of the search itself). Raises Interrupted
+    after a signal, TaskError when it diverges.
     """
     device = device or str(accelerator.device)
     method, seed, main = method or SearchMethod(), origin["seed"], accelerator.is_main_process
@@ -100,90 +196,32 @@ def search(
     with accelerator.main_process_first():  # the others find its table of latencies in the cache
         costs = budget.costs(shape, shape_size, device) if budget else None
     run = _start(space, settings, accelerator, method, seed, costs)
-    size = (settings.size, settings.size)
-    config = ModelConfig("searchnet", config_arguments(space.arguments), task.classes, task.colors, size)
-
-    def batches_of(half: Any, augment: str) -> Any:
-        return source.batches(half, config, augment, seed, settings.size, settings.batch_size)
-
-    loaders = [batches_of(half, "strong") for half in (weight_half, alpha_half)]
-    weight_loader, alpha_loader = loaders
-
-    state = load_checkpoint(out / "checkpoint.pt")
-    start = state["epoch"] if state else 0
-    if state:
-        run.load_state_dict(state["search"])
-    files = {name: out / name for name in ("history.jsonl", "search/alpha.jsonl", "search/genotype.jsonl")}
-    records = {name: read_lines(path)[:start] for name, path in files.items()}
-    _keep_halves(out / "search/halves.json", source.record(weight_half, alpha_half), bool(state), main)
-
-    history, steps = records["history.jsonl"], min(len(weight_loader), len(alpha_loader))
-    total = settings.epochs * steps
-    bar = tqdm(
-        total=total, initial=start * steps, desc="search", unit="step", disable=not main, mininterval=1
-    )
-    for epoch in range(start, settings.epochs):
-        if stop_at(method.early_stop, history) is not None:
-            break
-        began, warming = time.monotonic(), epoch < settings.warmup_epochs
-        for loader in loaders:
-            loader.epoch = epoch
-        run.begin_epoch(epoch)
-        weight_meter, alpha_meter = (Meter(len(task.classes), accelerator.device) for _ in range(2))
-        for step, (training, held_out) in enumerate(
-            zip(weight_loader, alpha_loader, strict=False), epoch * steps
-        ):
-            run.set_rate(cosine(step, total))
-            looked = run.look(held_out) if warming else run.architecture_step(held_out, training)
-            alpha_meter.add(looked, held_out[1])
-            weight_meter.add(run.weight_step(training), training[1])
-            bar.update()
-        losses = weight_meter.result("weight", accelerator) | alpha_meter.result("alpha", accelerator)
-        if not all(map(math.isfinite, losses.values())):
-            raise TaskError(f"the search diverged in epoch {epoch + 1}: {losses}")
-        genotype = run.genotype({**origin, "epochs": epoch + 1, "created": _now()})
-        record = {
-            "epoch": epoch + 1,
-            "phase": "warmup" if warming else "search",
-            **losses,
-            **run.record(),
-            "skips": genotype.count("skip"),
-            "skips_per_cell": {cell: genotype.count("skip", cell) for cell in CELL_NAMES},
-            "expected_macs": expected_cost(space, macs_costs).item(),
-            "genotype": genotype.id,
-        }
-        if method.monitor_every and not warming and (epoch + 1) % method.monitor_every == 0:
-            record["eigenvalue"] = _eigenvalue(run, held_out, accelerator)
-        record["seconds"] = round(time.monotonic() - began, 2)
-        bar.set_postfix({"epoch": epoch + 1, "held-out mIoU": f"{record['alpha_miou']:.3f}"})
-        history.append(record)
-        if isinstance(run, Darts):
-            found = {"alpha": space.alphas(), "beta": space.betas()}
-            records["search/alpha.jsonl"].append({"epoch": epoch + 1, **found})
-        records["search/genotype.jsonl"].append({"epoch": epoch + 1, **json.loads(genotype.to_json())})
-        if main:
-            for name, path in files.items():
-                write_lines(path, records[name])
-            write_atomically(out / "genotype.json", genotype.to_json())
-            save_checkpoint(out / "checkpoint.pt", {"epoch": epoch + 1, "search": run.state_dict()})
-        accelerator.wait_for_everyone()
-    bar.close()
+    course = Searching(run, source, (weight_half, alpha_half), task, settings, macs_costs, origin, out)
+    steps = min(map(len, course.loaders))
+    loop = Loop(
+        course, out, accelerator, what="search", epochs=settings.epochs, steps=steps, seed=seed,
+        records=(HISTORY, GENOTYPES, *([ALPHAS] if isinstance(run, Darts) else [])), best="alpha_miou",
+        save_seconds=save_seconds,
+    )  # fmt: skip
+    _keep_halves(out / "search/halves.json", source.record(weight_half, alpha_half), loop.resumed, main)
+    history = loop.run()
 
     found = out / "genotype.json"
-    if state and found.exists() and "epoch_kept" in (done := Genotype.from_json(found.read_text())).search:
+    if (
+        loop.resumed
+        and found.exists()
+        and "epoch_kept" in (done := Genotype.from_json(found.read_text())).search
+    ):
         return done
     kept = stop_at(method.early_stop, history) or len(history)
     stated = {**origin, "epochs": len(history), "created": _now(), "epoch_kept": kept, "rule": _rule(method)}
     if kept < len(history):
-        earlier = {
-            key: value for key, value in records["search/genotype.jsonl"][kept - 1].items() if key != "epoch"
-        }
+        earlier = {key: value for key, value in loop.records[GENOTYPES][kept - 1].items() if key != "epoch"}
         genotype = Genotype.from_json(json.dumps({**earlier, "search": stated}))
     else:
-        for loader in loaders:  # a resumed run that only finishes has not set it
-            loader.epoch = len(history) - 1
-        scoring = batches_of(alpha_half, "none")
-        genotype = run.finish(stated, _first(scoring), _first(weight_loader))
+        for loader in course.loaders:  # a resumed run that only finishes has not set it
+            loader.epoch, loader.skip = len(history) - 1, 0
+        genotype = run.finish(stated, _first(course.scoring()), _first(course.loaders[0]))
     genotype = _with_costs(genotype, shape, shape_size, budget, costs, device)
     if main:
         write_atomically(found, genotype.to_json())
@@ -301,8 +339,9 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         rows=len(rows),
     )  # fmt: skip
     genotype = search(
-        settings, task, rows, args.out, origin, accelerator, args.workers, method, preset.retrain, args.device
-    )
+        settings, task, rows, args.out, origin, accelerator, args.workers, method, preset.retrain,
+        args.device, 60 * args.save_minutes,
+    )  # fmt: skip
     path = args.out / "genotype.json"
     if accelerator.is_main_process:
         accelerator.print(f"genotype {genotype.id} in {path}, report in {write_report(args.out)}")

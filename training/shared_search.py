@@ -104,6 +104,11 @@ class ByController(RandomShared):
         )
         super().__init__(space, settings, accelerator, method, seed)
 
+    def set_rate(self, factor: float, architecture: float = 1.0) -> None:
+        super().set_rate(factor, architecture)
+        for group in self.learner.optimizer.param_groups:
+            group["lr"] = self.settings.controller_lr * architecture
+
     def draw(self) -> Genotype:
         with torch.no_grad():
             return self.learner.controller.sample(self.learner.generator)[0]
@@ -115,7 +120,7 @@ class ByController(RandomShared):
         def reward(genotype: Genotype) -> float:
             self.present = genotype
             results.append(self.look(held_out))
-            meter = Meter(self.space.arguments.num_classes, self.accelerator.device)
+            meter = Meter(self.space.arguments.num_classes, self.accelerator)
             meter.add(results[-1], held_out[1])
             return meter.confusion.compute().miou
 

@@ -17,9 +17,11 @@ from training.stream import StreamedPairs, StreamedRows, open_stream
 
 
 class Batches(Protocol):
-    """Batches (images, masks) on the device of the process; set `epoch` before each epoch."""
+    """Batches (images, masks) on the device of the process; set `epoch` before each epoch, and `skip` to the
+    number of its batches to leave out at the beginning."""
 
     epoch: int
+    skip: int
 
     def __len__(self) -> int: ...
 
@@ -33,6 +35,8 @@ class Source(Protocol):
     """
 
     pixels: Any
+
+    def __len__(self) -> int: ...
 
     def halves(self, seed: int) -> tuple[Any, Any]:
         """Two parts that never overlap: for the weights, and for alpha."""
@@ -77,6 +81,7 @@ class TableBatches:
 
     def __init__(self, plain: Any, accelerator: Accelerator) -> None:
         self.sampler, self.prepared = plain.sampler, accelerator.prepare(plain)
+        self.batch_size, self.skip = plain.batch_size, 0
 
     @property
     def epoch(self) -> int:
@@ -90,7 +95,13 @@ class TableBatches:
         return len(self.prepared)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.sampler.skip = self.skip * self.batch_size
         return iter(self.prepared)
+
+    def rows_of(self, step: int) -> str:
+        """The rows that a step of the present epoch sees, all processes together."""
+        order = self.sampler.order()[step * self.batch_size : (step + 1) * self.batch_size]
+        return ", ".join(map(str, order))
 
 
 def open_source(

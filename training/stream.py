@@ -239,16 +239,26 @@ class StreamBatches:
                 "take another number of processes"
             )
         self.rows, self.augment, self.seed = rows, augment, seed
-        self.batch, self.steps, self.epoch = batch_size // rows.processes, max(1, len(rows) // batch_size), 0
+        self.batch, self.steps = batch_size // rows.processes, max(1, len(rows) // batch_size)
+        self.epoch = self.skip = 0
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         examples = self._examples(self.epoch)
-        for _ in range(self.steps):
+        for _ in range(
+            self.skip * self.batch
+        ):  # they must be read, as nobody knows where the next ones begin
+            next(examples)
+        for _ in range(self.skip, self.steps):
             images, masks = zip(*(next(examples) for _ in range(self.batch)), strict=True)
             yield torch.stack(images).to(self.rows.device), torch.stack(masks).to(self.rows.device)
+
+    def rows_of(self, step: int) -> str:
+        """Where in the stream a step of the present epoch lies."""
+        first = step * self.batch
+        return f"{first} to {first + self.batch - 1} of the stream in the order of epoch {self.epoch + 1}"
 
     def _examples(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Augmented rows, without end."""

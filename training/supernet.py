@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from searchseg.genotype import Genotype
 from searchseg.network import USpace
+from training.loop import finite
 from training.presets import SearchMethod, SearchSettings
 from training.steps import LOSSES, Meter
 
@@ -39,8 +40,9 @@ class Supernet:
             self.weights, self.settings.weight_lr, weight_decay=self.settings.weight_decay
         )
 
-    def set_rate(self, factor: float) -> None:
-        """Learning rate of the weights for the steps to come, as a factor on the preset's."""
+    def set_rate(self, factor: float, architecture: float = 1.0) -> None:
+        """Learning rates of the weights and of the architecture for the steps to come, as factors on the
+        preset's."""
         full = self.settings.sgd_lr if self.method.order == 2 else self.settings.weight_lr
         for group in self.weight_optimizer.param_groups:
             group["lr"] = full * factor
@@ -68,7 +70,7 @@ class Supernet:
 
     def score(self, batches: Iterable[Batch]) -> float:
         """mIoU of what the supernet runs at present, over `batches` and all processes."""
-        meter = Meter(self.space.arguments.num_classes, self.accelerator.device)
+        meter = Meter(self.space.arguments.num_classes, self.accelerator)
         for batch in batches:
             meter.add(self.look(batch), batch[1])
         return meter.confusion.compute().miou
@@ -119,7 +121,8 @@ class Supernet:
         """One step of `optimizer` along `gradients`, clipped."""
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+        finite(norm, "a gradient")
         optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
