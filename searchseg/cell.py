@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from searchseg.genotype import INPUT_NODES, Edge, possible_edges
 from searchseg.mixed import ArchitectureParameter, MixedOp, mixtures
@@ -40,8 +43,15 @@ class Cell(nn.Module):
             [target for origin, target in edges if origin == source] for source in range(INPUT_NODES + nodes)
         ]
         self.partial = 1  # of the channels, 1 / partial pass the operations of an edge
+        self.recompute = False  # keep the inputs alone for the backward pass, which computes the rest again
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            contexts = functools.partial(_twice, self)
+            return checkpoint(self._combine, first, second, use_reentrant=False, context_fn=contexts)
+        return self._combine(first, second)
+
+    def _combine(self, first: Tensor, second: Tensor) -> Tensor:
         states = [self.inputs[0](first), self.inputs[1](second)]
         sums: dict[int, list[Tensor]] = {}
         scales = self.edge_weights()
@@ -71,6 +81,24 @@ class Cell(nn.Module):
 
     def _edge(self, source: int, target: int) -> nn.Module:
         return self.edges[f"{source}-{target}"]
+
+
+def _twice(cell: Cell) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds the first pass and the second one, which must not count in the statistics again."""
+    return nullcontext(), _statistics_rest(cell)
+
+
+@contextmanager
+def _statistics_rest(cell: Cell) -> Iterator[None]:
+    norms = [module for module in cell.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 def _leave(edges: list[nn.Module], x: Tensor) -> list[list[Tensor]]:

@@ -143,7 +143,8 @@ def _norm(norms: Sequence[nn.BatchNorm2d], x: Tensor) -> Tensor:
     mean, variance = (
         torch.cat([getattr(m, name) for m in norms]) for name in ("running_mean", "running_var")
     )
-    y = F.batch_norm(x, mean, variance, None, None, first.training, first.momentum or 0.1, first.eps)
+    momentum = 0.1 if first.momentum is None else first.momentum
+    y = F.batch_norm(x, mean, variance, None, None, first.training, momentum, first.eps)
     if first.training:
         with torch.no_grad():
             for norm, m, v in zip(norms, mean.chunk(len(norms)), variance.chunk(len(norms)), strict=True):

@@ -83,6 +83,12 @@ class UShape(nn.Module):
         c8 = self.C8(c1, _up(c7, c1))
         return _up(self.head(c8), image)
 
+    def recompute_cells(self, recompute: bool = True) -> None:
+        """Train in less memory: cells compute their insides again in the backward pass (Chen et al., arXiv
+        1604.06174). Gradients and statistics are those without it."""
+        for cell in self.cells().values():
+            cell.recompute = recompute
+
     def cells(self) -> dict[str, Cell]:
         """The eight cells by name, in the order of the figure."""
         return {name: getattr(self, name) for name in CELL_NAMES}

@@ -122,6 +122,14 @@ def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for name in ("loss.png", "miou.png", "cost.png", "pictures.png"):
         with Image.open(out / name) as figure:
             assert min(figure.size) > 300
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table table -->\nold\n<!-- end of table table -->\nafter\n")
+    assert compare.main(["--show", str(out), "--into", str(page)]) == 0
+    shown = page.read_text()
+    assert "old" not in shown and "| SEARCH-Net | 1 |" in shown and shown.startswith("before\n")
+    assert shown.endswith("<!-- end of table table -->\nafter\n") and "IoU of each class" not in shown
+    page.write_text("no marks\n")
+    assert compare.main(["--show", str(out), "--into", str(page)]) == 1 and page.read_text() == "no marks\n"
     against = intervals_of(document["trainings"], out)
     assert document["against searchnet"] == against and set(against) == {"unet"}
 

@@ -204,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _is_table(words: list[str]) -> bool:
     """Whether the arguments ask for a table, or continue one."""
-    if any(word.split("=")[0] == "--table" for word in words):
+    if any(word.split("=")[0] in ("--table", "--show") for word in words):
         return True
     settings = Path(words[words.index("--resume") + 1], SETTINGS) if "--resume" in words[:-1] else None
     return bool(settings and settings.is_file() and "table" in json.loads(settings.read_text())["options"])

@@ -70,6 +70,7 @@ class Darts(Supernet):
             seen.append((loss.detach(), logits.detach()))
             return loss
 
+        gradients: list[Tensor | None]
         if self.method.order == 2 and training is not None:
             group = self.weight_optimizer.param_groups[0]
             gradients = unrolled_gradient(
@@ -84,7 +85,9 @@ class Darts(Supernet):
                 average=self.average,  # type: ignore[arg-type]
             )
         else:
-            gradients = self.average(torch.autograd.grad(held_out_loss(), self.alphas))  # type: ignore[assignment]
+            result, found = self.differentiate(held_out, self.alphas)
+            seen.append(result)
+            gradients = self.average(found)
         extra = self._regulariser()
         if extra is not None:
             more = torch.autograd.grad(extra, self.alphas, allow_unused=True)

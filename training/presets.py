@@ -40,6 +40,19 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a step may do to need less memory, at the cost of time."""
+
+    accumulate: int = 1  # parts of a batch that go through the network one after the other
+    recompute: bool = False  # cells compute their insides again in the backward pass
+
+    def parts(self, images: Any, masks: Any) -> list[tuple[Any, Any, float]]:
+        """The parts of a batch, each with its share."""
+        pieces = zip(images.chunk(self.accumulate), masks.chunk(self.accumulate), strict=True)
+        return [(image, mask, len(image) / len(images)) for image, mask in pieces]
+
+
+@dataclass(frozen=True)
 class SearchMethod:
     """How the architecture is found; the defaults are first-order DARTS as published."""
 

@@ -43,7 +43,7 @@ from searchseg.config import ModelConfig
 from searchseg.download import DownloadError, find_snapshot
 from searchseg.genotype import Genotype
 from searchseg.loss import class_weights, dice_cross_entropy_loss
-from searchseg.network import UShapeConfig, config_arguments
+from searchseg.network import UShape, UShapeConfig, config_arguments
 from searchseg.pretrained import (
     GENOTYPE,
     MAX_TEXT_BYTES,
@@ -58,8 +58,16 @@ from training.files import write_atomically
 from training.loop import SAVE_SECONDS, Loop, NotFinite, finite
 from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
-from training.presets import PRESETS, RECIPES, Recipe, RetrainSettings
-from training.runs import add_run_options, parse, perform, push, record_settings
+from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings
+from training.runs import (
+    add_memory_options,
+    add_run_options,
+    memory_of,
+    parse,
+    perform,
+    push,
+    record_settings,
+)
 from training.schedule import cosine
 from training.source import Batches, Source, add_stream_options, learning_rows, open_source, scored_rows
 from training.steps import LOSSES, Meter
@@ -74,10 +82,13 @@ class Training:
         recipe: Recipe,
         accelerator: Accelerator,
         class_weights: torch.Tensor | None = None,
+        memory: Memory | None = None,
     ) -> None:
         from timm.utils import ModelEmaV3  # importing timm takes two seconds, which --help need not wait for
 
-        self.recipe, self.accelerator = recipe, accelerator
+        self.recipe, self.accelerator, self.memory = recipe, accelerator, memory or Memory()
+        if isinstance(model, UShape):
+            model.recompute_cells(self.memory.recompute)
         self.network = model.to(accelerator.device, memory_format=torch.channels_last)
         # a warm-up of the decay keeps the random first weights from staying in a short run's average
         self.ema = ModelEmaV3(self.network, decay=recipe.ema, use_warmup=True) if recipe.ema else None
@@ -94,10 +105,15 @@ class Training:
         """One step at learning rate `factor` * lr; returns loss and class scores. Raises NotFinite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor
-        logits = self.model(images.contiguous(memory_format=torch.channels_last))
-        loss = self.criterion(logits, masks)
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        losses, scores = [], []
+        for part, truth, share in self.memory.parts(images, masks):
+            logits = self.model(part.contiguous(memory_format=torch.channels_last))
+            loss = self.criterion(logits, truth)
+            loss = loss if share == 1 else loss * share
+            self.accelerator.backward(loss)
+            losses.append(loss.detach())
+            scores.append(logits.detach())
         # also where nothing is clipped: the norm tells whether all gradients of all processes are finite
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.recipe.gradient_clip or math.inf
@@ -109,7 +125,7 @@ class Training:
             self.accelerator.optimizer_step_was_skipped
         ):  # by the scaler of half precision, which now scales less
             raise NotFinite("a gradient in half precision is not finite")
-        return loss.detach(), logits.detach()
+        return torch.stack(losses).sum(), torch.cat(scores)
 
     def update_average(self, step: int) -> None:
         if self.ema:
@@ -241,6 +257,7 @@ def retrain(
     workers: int = 0,
     keep_best: bool = False,
     save_seconds: float = SAVE_SECONDS,
+    memory: Memory | None = None,
 ) -> nn.Module:
     """Train `model` (it carries its ModelConfig) on `rows`, a table or a stream, or continue.
 
@@ -250,7 +267,8 @@ def retrain(
     accelerator.free_memory()  # of an earlier network: compare trains several in one process
     height, width = settings.shape
     source = open_source(rows, task, (height * 3 // 2, width * 3 // 2), accelerator, workers)
-    training = Training(model, recipe, accelerator, _balance(recipe, source.pixels, len(task.classes)))
+    balance = _balance(recipe, source.pixels, len(task.classes))
+    training = Training(model, recipe, accelerator, balance, memory)
     if held_out is not None:
         held_out = scored_rows(held_out, task, "held-out rows", quiet=not accelerator.is_main_process)
     course = Retraining(
@@ -379,6 +397,7 @@ def parser() -> argparse.ArgumentParser:
     group = add_training_options(top)
     group.add_argument("--hold-out", type=float, default=0.0, help="share of the rows kept out, for curves")
     add_run_options(top, "first weights, order and augmentation", precisions=("no", "fp16", "bf16"))
+    add_memory_options(top)
     return top
 
 
@@ -411,7 +430,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     if accelerator.is_main_process and model.genotype is not None:
         write_atomically(args.out / "genotype.json", model.genotype.to_json())
     more = {"seed": args.seed, "held_out": held_out, "workers": args.workers}
-    more["save_seconds"] = 60 * args.save_minutes
+    more |= {"save_seconds": 60 * args.save_minutes, "memory": memory_of(args)}
     retrain(model, settings, recipe, task, rows, args.out, accelerator, **more)
     accelerator.print(f"model in {args.out}")
     push(args, accelerator)

@@ -24,6 +24,7 @@ CACHE_BYTES = (
     8 * 2**30
 )  # decoded rows are kept in memory up to this; larger sets are decoded again every epoch
 HOLD_OUT_SEED = 1
+EVERY_FAULT = "python -m training.check lists every such row"
 
 
 def load_rows(data: str, split: str, revision: str | None, task: Task) -> Any:
@@ -58,7 +59,10 @@ class CheckedRows:
         self.pixels = np.zeros(256, np.int64)
         budget = CACHE_BYTES
         for index in tqdm(range(len(rows)), desc=f"check {what}", unit="row", disable=quiet):
-            pair = self._read(index)
+            try:
+                pair = self._read(index)
+            except TaskError as error:
+                raise TaskError(f"{error} ({EVERY_FAULT})") from error
             self.pixels += np.bincount(pair[1].numpy().ravel(), minlength=256)
             budget -= pair[0].numel() + pair[1].numel()
             if kept is not None and budget >= 0:
@@ -82,16 +86,25 @@ class CheckedRows:
         return self.kept[index] if self.kept is not None else self._read(index)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        try:
-            row = self.rows[index]
-        except (OSError, ValueError, SyntaxError) as error:
-            raise TaskError(f"row {index} cannot be decoded: {error}") from error
-        return read_pair(self.task, row, f"row {index}", self.size)
+        return as_pair(*read_row(self.rows, index, self.task), self.size)
+
+
+def read_row(rows: Any, index: int, task: Task) -> tuple[Image.Image, np.ndarray]:
+    """Picture and mask of a row of a table, as `Task.read` gives them; raises TaskError naming the row."""
+    try:
+        row = rows[index]
+    except (OSError, ValueError, SyntaxError) as error:
+        raise TaskError(f"row {index} cannot be decoded: {error}") from error
+    return task.read(row, f"row {index}")
 
 
 def read_pair(task: Task, row: Any, where: str, size: Size | None) -> tuple[Tensor, Tensor]:
     """Picture (3, H, W) and mask (H, W) of a row, uint8 at `size`; `where` names the row in a TaskError."""
-    image, mask = task.read(row, where)
+    return as_pair(*task.read(row, where), size)
+
+
+def as_pair(image: Image.Image, mask: np.ndarray, size: Size | None) -> tuple[Tensor, Tensor]:
+    """Picture (3, H, W) and mask (H, W), uint8 at `size`."""
     if size is not None:
         height, width = height_width(size)
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)

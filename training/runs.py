@@ -23,7 +23,7 @@ from training.checkpoint import CheckpointError
 from training.files import DiskFullError, write_atomically
 from training.loop import Interrupted
 from training.options import machine
-from training.presets import PRESETS
+from training.presets import PRESETS, Memory
 
 SETTINGS = "settings.json"
 
@@ -52,6 +52,26 @@ def add_run_options(
     group.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
 
 
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """--accumulate and --checkpoint-activations."""
+    group = parser.add_argument_group("memory, at the cost of time")
+    group.add_argument(
+        "--accumulate", type=int, default=1, metavar="N", help="a batch in N parts, one after the other"
+    )
+    group.add_argument(
+        "--checkpoint-activations", action="store_true", help="compute cells twice instead of keeping them"
+    )
+
+
+def memory_of(args: argparse.Namespace) -> Memory:
+    """What those options say; TaskError for parts that are none."""
+    if args.accumulate < 1:
+        raise TaskError(f"--accumulate must be at least 1, got {args.accumulate}")
+    if args.accumulate > 1 and getattr(args, "order", 1) == 2:
+        raise TaskError("--accumulate does not go with --order 2: its gradient needs the batch as a whole")
+    return Memory(args.accumulate, args.checkpoint_activations)
+
+
 def parse(top: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """The options as given, or with --resume those the run began with; exits when there is no usable run
     folder."""
@@ -72,7 +92,8 @@ def parse(top: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Name
         top.error("say where to write with --out RUN, or which run to continue with --resume RUN")
     if args.out.exists() and not args.out.is_dir():
         top.error(f"{args.out} is a file: choose another --out")
-    if args.out.exists() and any(args.out.iterdir()):
+    # a run that was killed while it wrote its first file has left nothing
+    if args.out.exists() and any(path.suffix != ".partial" for path in args.out.iterdir()):
         top.error(f"{args.out} is not empty: choose another --out, or continue it with --resume {args.out}")
     if args.epochs is not None and args.epochs < 1:
         top.error(f"--epochs must be at least 1, got {args.epochs}")

@@ -50,9 +50,17 @@ from training.files import write_atomically
 from training.loop import SAVE_SECONDS, Loop, finite
 from training.monitor import largest_eigenvalue, stop_at
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
-from training.presets import PRESETS, RetrainSettings, SearchMethod, SearchSettings
+from training.presets import PRESETS, Memory, RetrainSettings, SearchMethod, SearchSettings
 from training.report import write_report
-from training.runs import add_run_options, parse, perform, push, record_settings
+from training.runs import (
+    add_memory_options,
+    add_run_options,
+    memory_of,
+    parse,
+    perform,
+    push,
+    record_settings,
+)
 from training.sampling import draw_genotypes
 from training.schedule import cosine
 from training.search_options import add_method_options, method_name, method_of
@@ -173,6 +181,7 @@ def search(
     final: RetrainSettings | None = None,
     device: str | None = None,
     save_seconds: float = SAVE_SECONDS,
+    memory: Memory | None = None,
 ) -> Genotype:
     """Run (or continue) a search that writes to `out`; `origin` goes into genotype.json and must hold the
     seed.
@@ -196,6 +205,7 @@ def search(
     with accelerator.main_process_first():  # the others find its table of latencies in the cache
         costs = budget.costs(shape, shape_size, device) if budget else None
     run = _start(space, settings, accelerator, method, seed, costs)
+    run.save_memory(memory or Memory())
     course = Searching(run, source, (weight_half, alpha_half), task, settings, macs_costs, origin, out)
     steps = min(map(len, course.loaders))
     loop = Loop(
@@ -309,6 +319,7 @@ def parser() -> argparse.ArgumentParser:
     add_stream_options(top)
     add_method_options(top)
     add_run_options(top, "halves, first weights, order and augmentation", precisions=("no", "bf16"))
+    add_memory_options(top)
     top.add_argument("--device", help="where --max-latency is measured (default: where the search runs)")
     return top
 
@@ -318,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
-    task, method = task_of(args), method_of(args)
+    task, method, memory = task_of(args), method_of(args), memory_of(args)
     data, revision = data_of(args, task)
     preset = PRESETS[args.preset]
     settings = preset.search
@@ -340,7 +351,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     )  # fmt: skip
     genotype = search(
         settings, task, rows, args.out, origin, accelerator, args.workers, method, preset.retrain,
-        args.device, 60 * args.save_minutes,
+        args.device, 60 * args.save_minutes, memory,
     )  # fmt: skip
     path = args.out / "genotype.json"
     if accelerator.is_main_process:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from searchseg.genotype import Genotype
 from searchseg.network import USpace
 from training.loop import finite
-from training.presets import SearchMethod, SearchSettings
+from training.presets import Memory, SearchMethod, SearchSettings
 from training.steps import LOSSES, Meter
 
 Batch = tuple[Tensor, Tensor]
@@ -30,6 +30,7 @@ class Supernet:
         self.weights = list(space.weight_parameters())
         self.weight_optimizer = self._optimizer()
         self.channels_last = True  # twice as fast as the default layout on a CPU
+        self.memory = Memory()
 
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.method.order == 2:  # the unrolled step is that of SGD with momentum (DARTS, section 3.1)
@@ -57,11 +58,33 @@ class Supernet:
     def weight_step(self, training: Batch) -> Result:
         """Move the weights down the gradient of the loss on training images; returns loss and class
         scores."""
-        loss, logits = self.loss(training)
-        # a chosen genotype leaves most of the supernet out
-        gradients = self.average(torch.autograd.grad(loss, self.weights, allow_unused=True))
-        self.apply(self.weights, gradients, self.weight_optimizer)
-        return loss.detach(), logits.detach()
+        result, gradients = self.differentiate(training, self.weights)
+        self.apply(self.weights, self.average(gradients), self.weight_optimizer)
+        return result
+
+    def save_memory(self, memory: Memory) -> None:
+        """Let the steps to come need less of it."""
+        self.memory = memory
+        self.space.recompute_cells(memory.recompute)
+
+    def differentiate(
+        self, batch: Batch, parameters: Sequence[nn.Parameter]
+    ) -> tuple[Result, list[Tensor | None]]:
+        """Loss and class scores of a batch, without graph, and the gradients of the loss.
+
+        Of a batch in parts, the loss is the mean of theirs; batch norm and Dice see a part at a time.
+        """
+        total: list[Tensor | None] = [None] * len(parameters)
+        losses, scores = [], []
+        for images, masks, share in self.memory.parts(*batch):
+            loss, logits = self.loss((images, masks))
+            loss = loss if share == 1 else loss * share
+            # a chosen genotype leaves most of the supernet out
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            total = [a if b is None else b if a is None else a + b for a, b in zip(total, found, strict=True)]
+            losses.append(loss.detach())
+            scores.append(logits.detach())
+        return (torch.stack(losses).sum(), torch.cat(scores)), total
 
     @torch.no_grad()
     def look(self, held_out: Batch) -> Result:

@@ -173,6 +173,12 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.compare", description=__doc__, formatter_class=Manual)
     top.add_argument("--table", choices=("pet", "camvid", "custom"), help="the task of the table")
+    top.add_argument(
+        "--show", type=Path, metavar="RESULTS", help="print the table of a folder, train nothing"
+    )
+    top.add_argument(
+        "--into", type=Path, metavar="FILE", help="with --show: write it between the file's marks"
+    )
     what = top.add_argument_group("systems")
     what.add_argument(
         "--systems", default=",".join(PAPER_SYSTEMS),
@@ -195,7 +201,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     top = parser()
-    given, args = top.parse_args(argv), parse(top, argv)
+    given = top.parse_args(argv)
+    if given.show:
+        return show(given.show, given.into)
+    args = parse(top, argv)
     if not args.table:
         top.error("say which table with --table pet, camvid or custom")
     if args.resume:  # a table grows: what is named now is added to what it began with
@@ -232,7 +241,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     if main_process:
         write_atomically(kept, genotype.to_json())
     protocol = {
-        "data": dataset_name(data), "revision": revision,
+        "task": task.name, "data": dataset_name(data), "revision": revision,
         "learned on": f"{args.split}, {len(rows.learning)} rows",
         "epoch chosen on": f"{args.validation or f'{args.hold_out} of it'}, {len(rows.validation)} rows",
         "scored on": f"{args.test}, at the size of the mask", "rule": task.note,
@@ -286,6 +295,29 @@ def results(runs: list[tuple[int, str]], out: Path) -> list[dict[str, Any]]:
         for seed, name in sorted(runs, key=lambda run: order.index(run[1]))
     ]
     return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def show(folder: Path, into: Path | None) -> int:
+    """Print a table again from its table.json, or replace what stands between its marks in a file."""
+    try:
+        document = json.loads((folder / "table.json").read_text())
+    except (OSError, ValueError) as error:
+        print(f"error: no table in {folder}: {error}", file=sys.stderr)
+        return 1
+    task = document["protocol"]["task"]
+    whole = table(document["trainings"], document["against searchnet"], task, ())
+    text = whole.partition("\n\n")[0] + "\n"
+    if into is None:
+        print(text)
+        return 0
+    first, last = f"<!-- table {folder.name} -->", f"<!-- end of table {folder.name} -->"
+    before, found, rest = into.read_text().partition(first)
+    _, ended, after = rest.partition(last)
+    if not found or not ended:
+        print(f"error: {into} has no lines {first} and {last}", file=sys.stderr)
+        return 1
+    write_atomically(into, f"{before}{first}\n\n{text}\n{last}{after}")
+    return 0
 
 
 def write_report(
