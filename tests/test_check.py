@@ -137,11 +137,12 @@ def test_what_is_wrong_with_a_whole_split(tmp_path: Path, capsys) -> None:
     assert run(data, "--splits", "train,dev") == 1
     assert "dev" in capsys.readouterr().out
     assert run(data, "--split", "train[:0]") == 1
-    assert "corresponds to no data" in capsys.readouterr().out
+    said = capsys.readouterr().out  # datasets says it itself, but not of what it has in its cache
+    assert "corresponds to no data" in said or "is empty" in said
     path = data / "data" / "train-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:200])
     assert run(data) == 1
-    assert "cannot read dataset" in capsys.readouterr().out
+    assert "Parquet magic bytes not found" in capsys.readouterr().out
     assert check.main(["--task", "custom", "--data", str(data)]) == 1
     assert "--classes" in capsys.readouterr().err
 

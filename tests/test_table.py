@@ -117,7 +117,9 @@ def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
                 assert score == pytest.approx(scores.miou, abs=1e-6)
                 assert record["dice_loss"] == pytest.approx(scores.dice_loss, abs=1e-6)
     text = (out / "table.md").read_text()
-    assert "| SEARCH-Net | 1 |" in text and "| UNet | 1 |" in text and "Protocol: data folder" in text
+    assert (
+        "| SEARCH-Net | 1 |" in text and "| UNet | 1 |" in text and "Protocol: task pet, data folder" in text
+    )
     assert f"mIoU {PAPER['pet']['unet'][1]} %" in text and "protocol unknown" in text
     for name in ("loss.png", "miou.png", "cost.png", "pictures.png"):
         with Image.open(out / name) as figure:

@@ -28,10 +28,10 @@ from accelerate import Accelerator
 from searchseg.genotype import Genotype
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
-from training.options import Manual, add_data_options, data_of, dataset_name, machine, task_of
+from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.presets import PARTS, recipe_of
 from training.retrain import add_training_options, genotype_of, retrain_settings
-from training.runs import add_run_options, parse, perform, record_settings
+from training.runs import add_run_options, parse, perform, record_settings, recorded
 from training.systems import COUNTS, RESULT, System, run_system
 from training.table import SHIPPED, add_scoring_options, rows_of
 
@@ -104,14 +104,15 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     record_settings(args, accelerator, command, settings=dataclasses.asdict(settings))
     if accelerator.is_main_process:
         write_atomically(kept, genotype.to_json())
+    began = recorded(args.out, accelerator)
     protocol = {
         "network": system.title, "data": dataset_name(data), "revision": revision,
         "learned on": f"{args.split}, {len(rows.learning)} rows",
         "epoch chosen on": f"{args.validation or f'{args.hold_out} of it'}, {len(rows.validation)} rows",
         "scored on": f"{args.test}, at the size of the mask", "rule": task.note, "preset": args.preset,
         "epochs": settings.epochs, "batch": settings.batch_size, "size": "{}x{}".format(*settings.shape),
-        "seeds": args.seeds, "processes": accelerator.num_processes, "machine": machine()["device"],
-        "torch": machine()["torch"],
+        "seeds": args.seeds, "processes": began["processes"], "machine": began["machine"]["device"],
+        "torch": began["machine"]["torch"],
     }  # fmt: skip
     for seed in range(args.seeds):
         for number, (label, parts) in enumerate(steps()):
@@ -123,10 +124,11 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     if accelerator.is_main_process:
         folders = [args.out / f"{n}-seed{seed}" for n in range(len(steps())) for seed in range(args.seeds)]
         records = [json.loads((folder / RESULT).read_text()) for folder in folders]
-        document = {"protocol": protocol, "command": command, "trainings": records}
+        document = {"protocol": protocol, "command": began["command"], "trainings": records}
         write_atomically(args.out / "ablation.json", json.dumps(document, indent=2) + "\n")
         stated = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)
-        text = f"{markdown(records, args.out, args.seeds)}\nProtocol: {stated}.\n\nCommand: `{command}`\n"
+        text = f"{markdown(records, args.out, args.seeds)}\nProtocol: {stated}.\n\n"
+        text += f"Command: `{began['command']}`\n"
         write_atomically(args.out / "ablation.md", text)
         print(text)
 

@@ -151,6 +151,12 @@ def push(args: argparse.Namespace, accelerator: Accelerator, genotype_only: bool
     accelerator.print(publish(args.out, args.push_to_hub, genotype_only=genotype_only).url)
 
 
+def recorded(out: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """settings.json of a run: how it began, whoever continues it now."""
+    accelerator.wait_for_everyone()  # the main process may just have written it
+    return json.loads((out / SETTINGS).read_text())
+
+
 def record_settings(args: argparse.Namespace, accelerator: Accelerator, command: str, **details: Any) -> None:
     """Write what the run does to settings.json; a resumed run keeps the record of its start."""
     path = args.out / SETTINGS

@@ -35,11 +35,11 @@ from searchseg.pretrained import PretrainedError
 from searchseg.task import Task, TaskError
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
-from training.options import Manual, add_data_options, data_of, dataset_name, machine, task_of
+from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.presets import RECIPES
 from training.retrain import add_training_options, genotype_of, retrain_settings
 from training.rows import CheckedRows, hold_out, load_rows
-from training.runs import SETTINGS, add_run_options, parse, perform, record_settings
+from training.runs import SETTINGS, add_run_options, parse, perform, record_settings, recorded
 from training.source import Table
 from training.systems import COUNTS, PAPER_SYSTEMS, RESULT, System, TableRows, run_system
 from training.table_figures import draw_figures
@@ -240,6 +240,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     record_settings(args, accelerator, command, settings=dataclasses.asdict(settings))
     if main_process:
         write_atomically(kept, genotype.to_json())
+    began = recorded(args.out, accelerator)
     protocol = {
         "task": task.name, "data": dataset_name(data), "revision": revision,
         "learned on": f"{args.split}, {len(rows.learning)} rows",
@@ -248,7 +249,8 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         "preset": args.preset, "recipe": args.recipe, "epochs": settings.epochs, "batch": settings.batch_size,
         "size": "{}x{}".format(*settings.shape),
         "encoder weights": args.encoder_weights or "none, from scratch", "genotype": genotype.id,
-        "processes": accelerator.num_processes, "machine": machine()["device"], "torch": machine()["torch"],
+        "processes": began["processes"], "machine": began["machine"]["device"],
+        "torch": began["machine"]["torch"],
     }  # fmt: skip
     systems = in_order(args.systems.split(","))
     runs = [(seed, name) for seed in range(args.seeds) for name in systems]
@@ -274,7 +276,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
             accelerator.print(f"error: {system.title} cannot be built: {error}", file=sys.stderr)
             failed[name] = str(error)
         if main_process:
-            write_report(results(runs, args.out), failed, protocol, command, task, args.out)
+            write_report(results(runs, args.out), failed, protocol, began["command"], task, args.out)
     if main_process and rows.test is not None:
         records = results(runs, args.out)
         draw_figures(records, task, rows.test, args.out)

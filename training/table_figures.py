@@ -80,9 +80,9 @@ def _costs(axes: Any, records: list[dict[str, Any]]) -> None:
                 System(system).title, (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8
             )
         axes[place].plot(*zip(*pareto(points), strict=True), color="0.6", linewidth=1, label="Pareto front")
-        axes[place].legend(fontsize="small", loc="lower right")
+        axes[place].legend(fontsize="small", loc="best")
         axes[place].set(xlabel=label, ylabel="mIoU on test rows", xscale="log")
-        axes[place].margins(x=0.25)
+        axes[place].margins(x=0.4)
         axes[place].grid(alpha=0.3)
 
 
