@@ -66,7 +66,9 @@ def lay_out(shelf: Shelf, runs: Path, training: bool) -> None:
         with gr.Tab("Search and publish"):
             grown.append(workshop.lay_out(runs))
     with gr.Tab("Models") as models_tab:
-        grown += catalogue.lay_out(shelf, models_tab, NETWORK, private_models=training)
+        # on a Space the token is its owner's, and everybody looks
+        own = training and "SPACE_ID" not in os.environ
+        grown += catalogue.lay_out(shelf, models_tab, NETWORK, private_models=own)
     choosers = [segmenting, comparing, drawing]
 
     def choices() -> list[gr.Dropdown]:
@@ -112,7 +114,9 @@ if __name__ == "__main__":
         os.makedirs(place, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="searchseg-", dir=place) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // AT_ONCE))
+        if "gradio.mcp" in sys.modules:  # it has read the variable already
+            sys.modules["gradio.mcp"].DEFAULT_TEMP_DIR = uploads  # type: ignore[attr-defined]
+        torch.set_num_threads(max(1, torch.get_num_threads() // AT_ONCE))
         gc.collect()
         gc.freeze()  # what is imported stays: a full collection of it stops every request for a moment
         build_demo(training=train, warm=True).launch(**LAUNCH)

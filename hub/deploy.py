@@ -7,7 +7,7 @@ without asking.
 examples:
   python -m hub.deploy me/pets
   python -m hub.deploy me/leaves --model me/searchnet-leaves --private
-  python -m hub.deploy me/workshop --training        people log in, search on their data, and publish
+  python -m hub.deploy me/workshop --training --private   with the tab that searches, for those who see it
   python -m hub.deploy me/pets --dry-run FOLDER      writes the Space into FOLDER instead
 """
 
@@ -46,7 +46,7 @@ def lay_out(
     """Write the tree of a Space into `folder`; with `model` (Hub id or folder) that one instead of the
     shipped.
 
-    `training` brings what the tab Search and publish needs, and a login with which people publish.
+    `training` brings what the tab Search and publish needs, and a login to publish with.
     Raises PretrainedError when the model cannot be loaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,24 +136,31 @@ def deploy(
     """
     if not is_hub_id(space):
         raise PublishError(f"{space!r:.120} is no Hub id: wanted is user/name, at most 96 characters")
+    if training and not private:
+        raise PublishError(
+            "everybody who sees a page that trains can start and stop searches there: add --private"
+        )
     api = HfApi(token=token)
     try:
         with tempfile.TemporaryDirectory() as name, bounded_waits():
             lay_out(Path(name), space.split("/")[-1], model, token, training)
-            return _upload(api, Path(name), space, private)
+            return _upload(api, Path(name), space, private, training)
     except (PublishError, PretrainedError):
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise explained(error, space) from error
 
 
-def _upload(api: HfApi, folder: Path, space: str, private: bool) -> str:
+def _upload(api: HfApi, folder: Path, space: str, private: bool, training: bool) -> str:
     place = {"repo_id": space, "repo_type": "space"}
     hidden = True if private else None
     url = patiently(lambda: api.create_repo(**place, space_sdk="gradio", private=hidden, exist_ok=True))
     if private and not patiently(lambda: api.space_info(space)).private:  # an older one stays as it is
         raise PublishError(f"{space} is public: make it private in its settings, or name another one")
-    message, ours = "Deploy the SearchSeg page", [f"{name}/*" for name in (*PACKAGES, TRAINING)]
+    message, ours = (
+        "Deploy the SearchSeg page",
+        [f"{name}/*" for name in (*PACKAGES, *([TRAINING] if training else []))],
+    )
     patiently(
         lambda: api.upload_folder(**place, folder_path=folder, commit_message=message, delete_patterns=ours)
     )

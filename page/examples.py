@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,14 +53,21 @@ def _photos() -> list[Image.Image]:
     task = tasks.pet()
     place = Path(constants.HF_HOME) / "searchseg" / "examples" / str(task.revision)[:12]
     paths = [place / f"{number}.jpg" for number in range(PHOTOS)]
-    if not all(path.is_file() for path in paths):
+    try:
+        return [Image.open(path).convert("RGB") for path in paths]
+    except OSError:  # not all of them are there, or not whole
+        photos = list(_streamed(task))
+    with contextlib.suppress(OSError):  # where nothing can be written the page streams them again next time
         place.mkdir(parents=True, exist_ok=True)
-        for path, photo in zip(paths, _streamed(task), strict=True):
-            growing = path.with_suffix(".partial")
-            photo.save(growing, "JPEG", quality=92)
-            growing.replace(path)
+        for path, photo in zip(paths, photos, strict=True):
+            stream = io.BytesIO()
+            photo.save(stream, "JPEG", quality=92)
+            descriptor, growing = tempfile.mkstemp(dir=place)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(stream.getvalue())
+            os.replace(growing, path)
         (place / "CREDIT.txt").write_text(CREDIT + "\n")
-    return [Image.open(path).convert("RGB") for path in paths]
+    return photos
 
 
 def _streamed(task: Task) -> Iterator[Image.Image]:

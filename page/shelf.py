@@ -135,7 +135,7 @@ class Shelf:
     _models: dict[str, Model] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # of every network that was run here
     _lock: threading.RLock = field(default_factory=threading.RLock)
-    _loading: threading.Lock = field(default_factory=threading.Lock)
+    _loading: dict[str, threading.Lock] = field(default_factory=dict)  # one for each model
 
     def __post_init__(self) -> None:
         self._loaded = functools.lru_cache(maxsize=SEGMENTERS)(self._load)
@@ -228,7 +228,9 @@ class Shelf:
 
     def load(self, name: str) -> Loaded:
         """The network of a model; read once, also when several pictures ask for it at the same time."""
-        with self._loading:
+        with self._lock:
+            loading = self._loading.setdefault(name, threading.Lock())
+        with loading:
             return self._loaded(name)
 
     def warm(self) -> None:

@@ -108,7 +108,11 @@ def stays(component: Any) -> Any:
 def _uploaded(path: str | None) -> str:
     """The path of an upload; anything else is refused."""
     uploads = Path(get_upload_folder()).resolve()
-    if not (path and Path(path).resolve().is_relative_to(uploads)):
+    try:
+        inside = bool(path) and Path(path or "").resolve().is_relative_to(uploads)
+    except (ValueError, OSError):  # a NUL, or a name that is too long
+        inside = False
+    if not path or not inside or Path(path).is_dir():
         raise refuse(NO_FILE)
     return path
 

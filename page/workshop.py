@@ -176,7 +176,7 @@ class WorkshopTab:
 
 def _value(ignored: str | None) -> int | None:
     text = (ignored or "").strip()
-    if text and not (text.isdecimal() and int(text) <= 255):
+    if text and not (re.fullmatch(r"[0-9]{1,3}", text) and int(text) <= 255):
         raise refuse("The mask value that counts for nothing is a number from 0 to 255, or left empty.")
     return int(text) if text else None
 

@@ -82,6 +82,8 @@ def test_a_photo_of_the_camera(open_tab: Open) -> None:
     visit = open_tab(permissions=("camera",))
     visit.page.get_by_label("Capture from camera").first.click()
     visit.page.get_by_text("Click to Access Webcam").click()
+    showing = "() => [...document.querySelectorAll('video')].some(v => v.readyState >= 2 && v.videoWidth)"
+    visit.page.wait_for_function(showing)
     visit.page.get_by_label("capture photo").first.click()
     height, width = visit.pixels().shape[:2]
     assert min(height, width) >= 200  # of Chromium's own test picture

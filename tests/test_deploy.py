@@ -51,6 +51,8 @@ def test_a_space_that_trains_has_a_login(tmp_path):
     assert facts["hf_oauth"] is True and facts["hf_oauth_scopes"] == ["write-repos", "manage-repos"]
     assert (tmp_path / "space" / "training" / "run.py").is_file()
     assert "hf_oauth" not in yaml_of(front_matter("pets"))
+    with pytest.raises(PublishError, match="add --private"):
+        deploy("me/workshop", training=True)
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path, capsys):

@@ -257,6 +257,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage
         load_checkpoint(path)
 
 
+def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT
+    torch.save(STATE, path)
+    assert equal(load_checkpoint(path), STATE)
+    path.write_bytes(path.read_bytes()[:200] + path.read_bytes()[260:])
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nothing_that_is_not_finite_is_saved(tmp_path: Path, value: float) -> None:
     path = tmp_path / CHECKPOINT

@@ -17,6 +17,7 @@ from test_page import draw_photo, expected, make_models
 
 import app
 from page.uploads import NO_FILE
+from training.load import started
 
 mcp = pytest.importorskip("mcp", reason="gradio[mcp] is not installed")
 
@@ -85,13 +86,15 @@ def test_an_upload_may_be_named_by_its_address(page: str, folder: Path) -> None:
     assert not answer.isError
 
 
-@pytest.mark.parametrize("where", ["elsewhere", "own file", "climbing"])
+@pytest.mark.parametrize("where", ["elsewhere", "own file", "climbing", "nothing", "long"])
 def test_no_other_address_is_read(page: str, folder: Path, where: str) -> None:
     photo = folder / "photo.jpg"
     address = {
         "elsewhere": "http://127.0.0.1:9/photo.jpg",
         "own file": f"{page}gradio_api/file={photo}",
         "climbing": f"{page}gradio_api/file={folder}/uploads/../photo.jpg",
+        "nothing": f"{page}gradio_api/file=%00",
+        "long": f"{page}gradio_api/file=/{'a' * 300}",
     }[where]
     answer = ask(page, "segment", picture=address, model="unet-tiny")
     assert answer.isError and NO_FILE in answer.content[0].text and str(folder) not in str(answer.content)
@@ -102,3 +105,15 @@ def test_the_architecture_of_a_network(page: str, folder: Path) -> None:
     told = str(answer.content)
     genotype = json.loads((folder / "searchnet-tiny" / "genotype.json").read_text())
     assert not answer.isError and "<svg" in told and genotype["cells"]["C1"][0]["operation"] in told
+
+
+def test_what_a_client_sends_lies_where_it_is_swept(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """In the page as people start it: gradio.mcp reads its folder when it is imported."""
+    monkeypatch.setenv("GRADIO_MCP_SERVER", "True")
+    monkeypatch.setenv("TMPDIR", str(other := tmp_path / "elsewhere"))
+    other.mkdir()
+    with started() as server:
+        before = server.disk()[0]
+        answer = ask(f"{server.url}/", "segment", picture=data_url(folder / "photo.jpg"))
+        assert not answer.isError and server.disk()[0] >= before + 4  # the picture and its three results
+        assert not [path for path in other.rglob("*") if path.is_file()]

@@ -1,6 +1,8 @@
 """Proves that a table scores every system alike, chooses epochs on validation, grows, and knows its doubt."""
 
+import argparse
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import datasets
@@ -20,7 +22,7 @@ from training.bootstrap import miou, paired_bootstrap
 from training.evaluate import answers, evaluate_rows
 from training.files import read_lines
 from training.presets import PARTS, PRESETS, RECIPES, Preset, RetrainSettings, recipe_of
-from training.retrain import Training, _balance
+from training.retrain import Training, _balance, recipe_of_run
 from training.rows import CheckedRows, load_rows
 from training.systems import System, picture_counts
 from training.table import PAPER, intervals_of
@@ -183,7 +185,7 @@ def test_names_of_systems() -> None:
     settings = PRESETS["tiny"].retrain
     model = found[0].build(settings, pet(), random_genotype(1, seed=0))
     assert model.config.arguments["decoder"] == "mla"
-    for wrong in ("vgg", "setr-large", "unet@resnet18", ""):
+    for wrong in ("vgg", "setr-large", "unet@resnet18", "", "fpn@", "searchnet@", "setr-pup"):
         with pytest.raises(ValueError, match="no system"):
             System(wrong)
 
@@ -192,8 +194,9 @@ def test_a_system_that_cannot_be_built_leaves_the_others(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "table"
-    assert run(data, out, "--systems", "fpn@no_such_encoder,unet", "--flip") == 0
-    assert "FPN (no_such_encoder) cannot be built" in capsys.readouterr().err
+    assert run(data, out, "--systems", "fpn@no_such_encoder,unet", "--flip") == 1
+    said = capsys.readouterr().err
+    assert "FPN (no_such_encoder) cannot be built" in said and "not in the table: FPN" in said
     document = json.loads((out / "table.json").read_text())
     assert [record["system"] for record in document["trainings"]] == ["unet"]
     assert "no_such_encoder" in document["not run"]["fpn@no_such_encoder"]
@@ -233,7 +236,8 @@ def test_pareto_front() -> None:
 
 
 def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
-    rows = ablation.steps()
+    assert "rare classes weigh more" not in [label[2:] for label, _ in ablation.steps(2)]
+    rows = ablation.steps(3)
     assert [len(parts) for _, parts in rows] == list(range(len(PARTS) + 1))
     recipes = [recipe_of(parts) for _, parts in rows]
     assert recipes[-1] == RECIPES["strong"] and len(set(map(repr, recipes))) == len(rows)
@@ -244,11 +248,13 @@ def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
         == 0
     )
     document = json.loads((out / "ablation.json").read_text())
+    rows = ablation.steps(2)
     assert [record["system"] for record in document["trainings"]] == [str(n) for n in range(len(rows))]
     assert document["protocol"]["size"] == "32x48" and document["protocol"]["batch"] == 4
     text = (out / "ablation.md").read_text()
-    assert all(f"| {label} |" in text for label, _ in rows) and text.count(" [") == len(PARTS)
+    assert all(f"| {label} |" in text for label, _ in rows) and text.count(" [") == len(rows) - 1
     assert from_pretrained(out / "0-seed0").config.image_size == (32, 48)
+    assert "seeds held fixed" in text
     before = (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns
     assert ablation.main(["--resume", str(out)]) == 0
     assert (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns == before, "trained twice"
@@ -266,3 +272,14 @@ def test_only_three_classes_or_more_are_balanced(monkeypatch: pytest.MonkeyPatch
     training = Training(torch.nn.Conv2d(3, 3, 1), strong, Accelerator(cpu=True), weights)
     logits, target = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
     assert training.criterion(logits, target) == dice_cross_entropy_loss(logits, target, weight=weights)
+
+
+def test_a_run_that_goes_on_keeps_its_recipe(tmp_path: Path) -> None:
+    args = argparse.Namespace(recipe="strong", out=tmp_path, resume=None)
+    assert recipe_of_run(args) == RECIPES["strong"]
+    args.resume = tmp_path
+    (tmp_path / "settings.json").write_text("{}")
+    assert recipe_of_run(args) == replace(RECIPES["strong"], balance=False)  # of before it was on record
+    kept = {**asdict(RECIPES["strong"]), "lr": 0.5}
+    (tmp_path / "settings.json").write_text(json.dumps({"recipe": kept}))
+    assert recipe_of_run(args).lr == 0.5

@@ -23,6 +23,7 @@ from page.data import DRAWN, DataError, draw_shapes, unpack
 from page.shelf import Shelf
 from page.training_run import RunError, TrainingRun, resume
 from page.workshop import HUB_CHOICE, SHAPES_CHOICE, ZIP_CHOICE, WorkshopTab
+from training.checkpoint import load_checkpoint
 from training.plan import LOADING, MOST, SEARCH_SHARE, make_plan
 from training.presets import PRESETS
 
@@ -60,7 +61,7 @@ def finished(runs: Path) -> TrainingRun:
         tab.start(**form("second"))
     assert [run.name for run in TrainingRun.all(runs)] == ["shapes"] and not (runs / "second").exists()
     history = run.folder / "search" / "history.jsonl"
-    wait((run.folder / "search" / "checkpoint.pt").is_file)
+    wait(lambda: (load_checkpoint(run.folder / "search" / "checkpoint.pt") or {"epoch": 0})["epoch"] > 0)
     assert run.state == "running" and run.progress().seconds_left is not None
     record = json.loads((run.folder / "page.json").read_text())
     os.killpg(record["pid"], signal.SIGKILL)
@@ -154,6 +155,7 @@ def test_names_of_runs_are_no_paths(tmp_path: Path, name: str | None) -> None:
         ({"source": ZIP_CHOICE}, "Upload a zip"),
         ({"ignored": "256"}, "from 0 to 255"),
         ({"ignored": "-1"}, "from 0 to 255"),
+        ({"ignored": "9" * 5000}, "from 0 to 255"),
     ],
 )
 def test_wrong_forms_are_refused(tmp_path: Path, fields: dict, told: str) -> None:

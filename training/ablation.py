@@ -26,6 +26,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from searchseg.genotype import Genotype
+from searchseg.task import TaskError
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
@@ -35,26 +36,32 @@ from training.runs import add_run_options, parse, perform, record_settings, reco
 from training.systems import COUNTS, RESULT, System, run_system
 from training.table import SHIPPED, add_scoring_options, rows_of
 
+CAVEAT = (
+    "Each row has the parts of the rows above it, so what a part brings depends on the order. The interval "
+    "is that of a paired bootstrap over the test pictures with the seeds held fixed: it knows nothing of the "
+    "noise of training."
+)
 NOTHING = "Dice loss, AdamW, constant rate, no augmentation"
 
 
-def steps() -> list[tuple[str, list[str]]]:
-    """What each row is called, and the parts it has: one more than the row before."""
-    parts = list(PARTS)
+def steps(classes: int) -> list[tuple[str, list[str]]]:
+    """What each row is called, and the parts it has: one more than the row before.
+
+    Two classes are not balanced, see the recipe.
+    """
+    parts = [part for part, changes in PARTS.items() if classes > 2 or "balance" not in changes]
     return [(NOTHING, []), *((f"+ {parts[number]}", parts[: number + 1]) for number in range(len(parts)))]
 
 
-def markdown(records: list[dict[str, Any]], out: Path, seeds: int) -> str:
+def markdown(rows_of_table: list[tuple[str, list[str]]], records: list[dict[str, Any]], out: Path) -> str:
     """The table: means over the seeds, and what the part brought with its interval."""
     lines = [
         "| recipe | mIoU | brought, with 95 % interval | averaged with the mirrored picture | Dice loss |"
     ]
     lines.append("|---" * 5 + "|")
     before = None
-    for number, (label, _) in enumerate(steps()):
+    for number, (label, _) in enumerate(rows_of_table):
         rows = [record for record in records if record["system"] == str(number)]
-        if len(rows) < seeds:
-            break
         counts = np.stack([np.load(out / f"{number}-seed{row['seed']}" / COUNTS)["counts"] for row in rows])
         brought = ""
         if before is not None:
@@ -101,10 +108,13 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     genotype: Genotype = genotype_of(str(kept) if kept.exists() else args.genotype)[0]
     data, revision = data_of(args, task)
     rows = rows_of(args, task, settings.shape, accelerator)
-    record_settings(args, accelerator, command, settings=dataclasses.asdict(settings))
+    planned = steps(len(task.classes))
+    record_settings(args, accelerator, command, settings=dataclasses.asdict(settings), rows=dict(planned))
     if accelerator.is_main_process:
         write_atomically(kept, genotype.to_json())
     began = recorded(args.out, accelerator)
+    if began.get("rows") != dict(planned):
+        raise TaskError(f"{args.out} has rows of other parts than this version: begin with a new --out")
     protocol = {
         "network": system.title, "data": dataset_name(data), "revision": revision,
         "learned on": f"{args.split}, {len(rows.learning)} rows",
@@ -115,20 +125,20 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         "torch": began["machine"]["torch"],
     }  # fmt: skip
     for seed in range(args.seeds):
-        for number, (label, parts) in enumerate(steps()):
+        for number, (label, parts) in enumerate(planned):
             accelerator.print(f"{label}, seed {seed}")
             run_system(
                 str(number), seed, lambda: system.build(settings, task, genotype), settings, recipe_of(parts),
-                task, rows, args.out, accelerator, flip=True,
+                task, rows, args.out, accelerator, flip=True, save_seconds=60 * args.save_minutes,
             )  # fmt: skip
     if accelerator.is_main_process:
-        folders = [args.out / f"{n}-seed{seed}" for n in range(len(steps())) for seed in range(args.seeds)]
+        folders = [args.out / f"{n}-seed{seed}" for n in range(len(planned)) for seed in range(args.seeds)]
         records = [json.loads((folder / RESULT).read_text()) for folder in folders]
         document = {"protocol": protocol, "command": began["command"], "trainings": records}
         write_atomically(args.out / "ablation.json", json.dumps(document, indent=2) + "\n")
         stated = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)
-        text = f"{markdown(records, args.out, args.seeds)}\nProtocol: {stated}.\n\n"
-        text += f"Command: `{began['command']}`\n"
+        text = f"{markdown(planned, records, args.out)}\nProtocol: {stated}.\n\n"
+        text += f"{CAVEAT}\n\nCommand: `{began['command']}`\n"
         write_atomically(args.out / "ablation.md", text)
         print(text)
 

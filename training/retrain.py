@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -60,6 +61,7 @@ from training.options import Manual, add_data_options, data_of, dataset_name, pi
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings
 from training.runs import (
+    SETTINGS,
     add_memory_options,
     add_run_options,
     memory_of,
@@ -287,7 +289,7 @@ def retrain(
 
 def _balance(recipe: Recipe, pixels: Any, classes: int) -> torch.Tensor | None:
     """Weights of the classes where the recipe balances them; a stream's are not known."""
-    if not recipe.balance or classes < 3 or pixels is None:
+    if not recipe.balance or recipe.loss != "dice+ce" or classes < 3 or pixels is None:
         return None
     return class_weights(torch.from_numpy(pixels[:classes]))
 
@@ -375,6 +377,15 @@ def add_training_options(parser: argparse.ArgumentParser, recipe: bool = True) -
     return group
 
 
+def recipe_of_run(args: argparse.Namespace) -> Recipe:
+    """The recipe that --recipe names; of a run that is continued the one that it began with."""
+    recipe, path = RECIPES[args.recipe], args.out / SETTINGS
+    if not args.resume or not path.is_file():
+        return recipe
+    kept = json.loads(path.read_text()).get("recipe")  # runs before it was on record did not balance classes
+    return Recipe(**{"balance": False, **kept}) if kept else dataclasses.replace(recipe, balance=False)
+
+
 def retrain_settings(args: argparse.Namespace) -> RetrainSettings:
     """Those of the preset, with what the options change."""
     size = None if args.size is None else args.size if isinstance(args.size, int) else tuple(args.size)
@@ -414,13 +425,17 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
     task = task_of(args)
     data, revision = data_of(args, task)
-    settings, recipe = retrain_settings(args), RECIPES[args.recipe]
+    settings, recipe = retrain_settings(args), recipe_of_run(args)
     torch.manual_seed(args.seed)
     found, origin = genotype_of(args.genotype) if args.genotype else (None, {})
     if found:
         model = searchnet(found, settings, task)
     else:
         model = baseline(args.architecture, settings, task, args.encoder, bool(args.encoder_weights))
+    if args.resume and (args.out / "config.json").exists():  # what it sees must not change on the way
+        kept = ModelConfig.from_json((args.out / "config.json").read_bytes())
+        statistics = {"image_mean": kept.image_mean, "image_std": kept.image_std}
+        model.config = dataclasses.replace(model.config, **statistics)  # type: ignore[type-var, assignment]
     rows, held_out = learning_rows(args, data, revision, task, accelerator)
     record_settings(
         args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe),

@@ -82,7 +82,8 @@ def parse(top: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Name
             top.error(f"{args.resume} is no run folder: it has no {SETTINGS}")
         return argparse.Namespace(
             **{
-                **vars(args),
+                # what its version did not know yet is as it was then, whatever is said now
+                **{name: top.get_default(name) for name in vars(args)},
                 **json.loads(path.read_text())["options"],
                 "out": args.resume,
                 "resume": args.resume,

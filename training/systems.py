@@ -18,11 +18,12 @@ from searchseg.baselines import BASELINES, TITLES
 from searchseg.baselines.setr import DECODERS
 from searchseg.cost import macs, parameters
 from searchseg.genotype import Genotype
-from searchseg.pretrained import from_pretrained
+from searchseg.pretrained import PretrainedError, from_pretrained
 from searchseg.task import IGNORE, Task
 from training.bootstrap import miou
 from training.evaluate import answers
 from training.files import read_lines, write_atomically
+from training.loop import SAVE_SECONDS
 from training.options import machine
 from training.presets import Recipe, RetrainSettings
 from training.retrain import baseline, retrain, searchnet
@@ -34,6 +35,10 @@ RESULT, COUNTS = "result.json", "counts.npz"
 TIMED_ON_CPU = 20  # pictures, where the others are scored on a GPU
 
 
+class CannotBuild(Exception):
+    """A network that some process could not build or fetch."""
+
+
 @dataclasses.dataclass(frozen=True)
 class System:
     """A network by name: ARCHITECTURE, ARCHITECTURE@ENCODER, or SETR with another decoder, setr-mla."""
@@ -41,8 +46,9 @@ class System:
     name: str
 
     def __post_init__(self) -> None:
-        known = ("searchnet", *BASELINES, *(f"setr-{decoder}" for decoder in DECODERS))
-        if self._base not in known or (self.encoder and self._base in ("searchnet", "unet")):
+        known = ("searchnet", *BASELINES, *(f"setr-{decoder}" for decoder in DECODERS if decoder != "pup"))
+        alone = self._base in ("searchnet", "unet")
+        if self._base not in known or self.name.endswith("@") or (self.encoder and alone):
             raise ValueError(
                 f"no system {self.name!r}: choose from {', '.join(known)}, or FPN's like fpn@ENCODER"
             )
@@ -98,22 +104,35 @@ class TableRows:
 def run_system(
     name: str, seed: int, build: Callable[[], nn.Module], settings: RetrainSettings, recipe: Recipe,
     task: Task, rows: TableRows, out: Path, accelerator: Accelerator, flip: bool = False,
+    save_seconds: float = SAVE_SECONDS,
 ) -> None:  # fmt: skip
     """Train and score one network from one seed in `out` / "NAME-seedS", unless that was done before.
 
-    `flip` also scores the average with the mirrored pictures, apart.
+    `flip` also scores the average with the mirrored pictures, apart. Raises CannotBuild, in all processes.
     """
     folder = out / f"{name}-seed{seed}"
     if not (folder / RESULT).exists():
         torch.manual_seed(seed)
-        model = build()
+        model = _built(build, accelerator)
         retrain(
             model, settings, recipe, task, rows.learning, folder, accelerator, seed=seed,
-            held_out=rows.validation, keep_best=True,
+            held_out=rows.validation, keep_best=True, save_seconds=save_seconds,
         )  # fmt: skip
         if rows.test is not None:
             _score(folder, name, seed, task, rows, accelerator.device, flip)
         accelerator.wait_for_everyone()
+
+
+def _built(build: Callable[[], nn.Module], accelerator: Accelerator) -> nn.Module:
+    model, told = None, ""
+    try:
+        model = build()
+    except (PretrainedError, ValueError, OSError) as error:
+        told = str(error)
+    failed = torch.tensor(float(model is None), device=accelerator.device)
+    if accelerator.reduce(failed, "sum").item() or model is None:
+        raise CannotBuild(told or "another process could not build it")
+    return model
 
 
 def _score(

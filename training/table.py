@@ -31,17 +31,15 @@ from accelerate import Accelerator
 from searchseg import task as tasks
 from searchseg.baselines import BASELINES
 from searchseg.genotype import Genotype
-from searchseg.pretrained import PretrainedError
 from searchseg.task import Task, TaskError
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
-from training.presets import RECIPES
-from training.retrain import add_training_options, genotype_of, retrain_settings
+from training.retrain import add_training_options, genotype_of, recipe_of_run, retrain_settings
 from training.rows import CheckedRows, hold_out, load_rows
 from training.runs import SETTINGS, add_run_options, parse, perform, record_settings, recorded
 from training.source import Table
-from training.systems import COUNTS, PAPER_SYSTEMS, RESULT, System, TableRows, run_system
+from training.systems import COUNTS, PAPER_SYSTEMS, RESULT, CannotBuild, System, TableRows, run_system
 from training.table_figures import draw_figures
 
 SHIPPED = Path(__file__).resolve().parent.parent / "hub" / "models" / "searchnet-pet-lite" / "genotype.json"
@@ -137,7 +135,7 @@ def intervals_of(records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
 def rows_of(
     args: argparse.Namespace, task: Task, shape: tuple[int, int], accelerator: Accelerator
 ) -> TableRows:
-    """The rows of a table, checked and decoded once for all its trainings at `size`; the test rows only for
+    """The rows of a table, checked and decoded once for all its trainings at `shape`; the test rows only for
     the process that scores."""
     main_process = accelerator.is_main_process
     data, revision = data_of(args, task)
@@ -237,7 +235,10 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         record = json.loads((args.out / SETTINGS).read_text())
         record["options"] |= {"systems": args.systems, "seeds": args.seeds}
         write_atomically(args.out / SETTINGS, json.dumps(record, indent=2) + "\n")
-    record_settings(args, accelerator, command, settings=dataclasses.asdict(settings))
+    recipe = recipe_of_run(args)
+    record_settings(
+        args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe)
+    )
     if main_process:
         write_atomically(kept, genotype.to_json())
     began = recorded(args.out, accelerator)
@@ -261,26 +262,21 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         build = functools.partial(system.build, settings, task, genotype, bool(args.encoder_weights))
         try:
             run_system(
-                name,
-                seed,
-                build,
-                settings,
-                RECIPES[args.recipe],
-                task,
-                rows,
-                args.out,
-                accelerator,
-                args.flip,
-            )
-        except (PretrainedError, OSError) as error:  # an encoder that does not fit, or cannot be fetched
+                name, seed, build, settings, recipe, task, rows, args.out, accelerator, args.flip,
+                60 * args.save_minutes,
+            )  # fmt: skip
+        except CannotBuild as error:  # an encoder that does not fit, or cannot be fetched
             accelerator.print(f"error: {system.title} cannot be built: {error}", file=sys.stderr)
             failed[name] = str(error)
         if main_process:
             write_report(results(runs, args.out), failed, protocol, began["command"], task, args.out)
     if main_process and rows.test is not None:
         records = results(runs, args.out)
-        draw_figures(records, task, rows.test, args.out)
+        if records:
+            draw_figures(records, task, rows.test, args.out)
         print((args.out / "table.md").read_text())
+    if failed:
+        raise TaskError(f"not in the table: {', '.join(System(name).title for name in failed)}, see above")
 
 
 def in_order(names: list[str]) -> list[str]:

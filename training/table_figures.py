@@ -33,12 +33,20 @@ def draw_figures(records: list[dict[str, Any]], task: Task, test: CheckedRows, o
         systems = list(dict.fromkeys(record["system"] for record in records))
         _figure(
             out / "confusion.png",
-            lambda axes: _confusion(axes, systems, task, out),
+            lambda axes: _confusion(axes, _folders(records, out), task),
             columns=min(3, len(systems)),
             rows=-(-len(systems) // 3),
             side=5,
         )
     _pictures(records, task, test, out)
+
+
+def _folders(records: list[dict[str, Any]], out: Path) -> dict[str, Path]:
+    """The first training of every system that is done."""
+    seeds: dict[str, int] = {}
+    for record in records:
+        seeds[record["system"]] = min(record["seed"], seeds.get(record["system"], record["seed"]))
+    return {system: out / f"{system}-seed{seed}" for system, seed in seeds.items()}
 
 
 def _figure(
@@ -56,11 +64,11 @@ def _figure(
 
 
 def _curves(axes: Any, records: list[dict[str, Any]], out: Path, key: str, label: str) -> None:
-    for record in (r for r in records if r["seed"] == 0):
-        history = read_lines(out / f"{record['system']}-seed0" / "history.jsonl")
+    for system, folder in _folders(records, out).items():
+        history = read_lines(folder / "history.jsonl")
         values = [row[f"held_out_{key}"] for row in history]
-        bold = 2.4 if record["system"] == "searchnet" else 1.2
-        axes.plot(range(1, len(values) + 1), values, label=System(record["system"]).title, linewidth=bold)
+        bold = 2.4 if system == "searchnet" else 1.2
+        axes.plot(range(1, len(values) + 1), values, label=System(system).title, linewidth=bold)
     axes.set(xlabel="epoch", ylabel=label)
     axes.grid(alpha=0.3)
     axes.legend(ncols=2, fontsize="small")
@@ -95,9 +103,9 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _confusion(axes: Any, systems: list[str], task: Task, out: Path) -> None:
-    for place, system in enumerate(systems):
-        total = np.load(out / f"{system}-seed0" / COUNTS)["counts"].sum(0)
+def _confusion(axes: Any, systems: dict[str, Path], task: Task) -> None:
+    for place, (system, folder) in enumerate(systems.items()):
+        total = np.load(folder / COUNTS)["counts"].sum(0)
         shares = total / np.maximum(1, total.sum(1, keepdims=True))
         chart = axes[place] if len(systems) > 1 else axes
         chart.imshow(shares, vmin=0, vmax=1, cmap="Blues")
@@ -124,11 +132,12 @@ def _confusion(axes: Any, systems: list[str], task: Task, out: Path) -> None:
 
 def _pictures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out: Path) -> None:
     """Image, truth and every system's answer, for the best, the median and the worst picture of the first."""
-    systems = list(dict.fromkeys(record["system"] for record in records))
-    scores = miou(np.load(out / f"{systems[0]}-seed0" / COUNTS)["counts"])
+    folders = _folders(records, out)
+    systems = list(folders)
+    scores = miou(np.load(folders[systems[0]] / COUNTS)["counts"])
     order = np.argsort(scores)[: np.isfinite(scores).sum()]  # a picture that is all ignored has no score
     chosen = dict(zip(CASES, (order[-1], order[len(order) // 2], order[0]), strict=True))
-    models = {system: from_pretrained(out / f"{system}-seed0" / "best") for system in systems}
+    models = {system: from_pretrained(folder / "best") for system, folder in folders.items()}
 
     def draw(axes: Any) -> None:
         for row, (case, place) in enumerate(chosen.items()):
