@@ -162,7 +162,9 @@ def _training(training: dict[str, Any]) -> str:
         f"{_side(training['settings']['size'])} px, seed {options['seed']}, "
         f"{training['processes']} processes",
         f"{training['minutes']} minutes on {_machine(training['machine'])}",
-        "weights after the last epoch; no epoch was chosen",
+        f"weights of the epoch with the best mIoU on {training['chosen_on']}"
+        if "chosen_on" in training
+        else "weights after the last epoch; no epoch was chosen",
     ]
     if "base_model" in training:
         facts.insert(

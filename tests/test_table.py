@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from hub import card
 from searchseg.config import ModelConfig
 from searchseg.genotype import random_genotype
 from searchseg.loss import dice_cross_entropy_loss
@@ -24,9 +25,11 @@ from training.files import read_lines
 from training.presets import PARTS, PRESETS, RECIPES, Preset, RetrainSettings, recipe_of
 from training.retrain import Training, _balance, recipe_of_run
 from training.rows import CheckedRows, load_rows
-from training.systems import System, picture_counts
-from training.table import PAPER, intervals_of
+from training.source import share_of
+from training.systems import System
 from training.table_figures import pareto
+from training.table_report import PAPER, intervals_of
+from training.table_scores import picture_counts
 
 
 def counts_of(truth: list[list[int]], answer: list[list[int]], classes: int = 2) -> np.ndarray:
@@ -108,7 +111,8 @@ def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
         history = read_lines(folder / "history.jsonl")
         assert record["validation_miou"] == max(row["held_out_miou"] for row in history)
         assert history[record["epoch"] - 1]["held_out_miou"] == record["validation_miou"]
-        best = from_pretrained(folder / "best")
+        best = from_pretrained(folder)
+        assert not (folder / "best").exists(), "the model of the chosen epoch is that of the run folder"
         for rule, score in (("ignore", record["miou"]), ("pet", None)):
             task = pet(rule)
             rows = CheckedRows(load_rows(str(data), "test", None, task), task, None, "rows", quiet=True)
@@ -126,6 +130,11 @@ def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for name in ("loss.png", "miou.png", "cost.png", "pictures.png"):
         with Image.open(out / name) as figure:
             assert min(figure.size) > 300
+    assert set(document["seconds in turns"]["systems"]) == {"searchnet", "unet"}
+    assert f"| {document['seconds in turns']['systems']['unet']:.3f} |" in text and "in turns" in text
+    assert card.main([str(out / "unet-seed0")]) == 0  # a run folder like any other
+    told = (out / "unet-seed0" / "README.md").read_text()
+    assert "the best mIoU on held-out part of the training rows, 4 rows" in told and "no epoch" not in told
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table table -->\nold\n<!-- end of table table -->\nafter\n")
     assert compare.main(["--show", str(out), "--into", str(page)]) == 0
@@ -143,6 +152,7 @@ def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert [record["system"] for record in grown] == ["searchnet", "unet", "fcn"]
     assert (out / "unet-seed0" / "model.safetensors").stat().st_mtime_ns == before, "trained twice"
     assert grown[:2] == document["trainings"]
+    (out / "fcn-seed0" / "model.safetensors").unlink()  # as in results/, which keeps records alone
     assert compare.main(["--resume", str(out)]) == 0  # the cure that an interrupted table prints
     assert json.loads((out / "table.json").read_text())["trainings"] == grown
     capsys.readouterr()
@@ -176,6 +186,17 @@ def test_counts_ignore_what_the_task_ignores(data: Path, tmp_path: Path) -> None
     assert (counts[:, 1, 1] == 14 * 14).all() and (counts[:, 0, 1] == 40 * 40 - 18 * 18).all()
 
 
+def test_processes_share_the_rows_that_choose_the_epoch(data: Path) -> None:
+    task = pet()
+    rows = CheckedRows(load_rows(str(data), "test", None, task), task, None, "rows", quiet=True)
+    parts = [list(share_of(rows, process, 2)) for process in range(2)]
+    assert [len(part) for part in parts] == [3, 2]
+    for place, (pixels, mask) in enumerate(rows):
+        found = parts[place % 2][place // 2]
+        assert torch.equal(found[0], pixels) and torch.equal(found[1], mask)
+    assert share_of(rows, 0, 6) is rows  # too few for six: each scores all of them
+
+
 def test_names_of_systems() -> None:
     found = [System(name) for name in ("setr-mla", "fpn@tu-efficientnet_lite0", "searchnet", "unet")]
     assert [system.title for system in found] == [
@@ -185,7 +206,10 @@ def test_names_of_systems() -> None:
     settings = PRESETS["tiny"].retrain
     model = found[0].build(settings, pet(), random_genotype(1, seed=0))
     assert model.config.arguments["decoder"] == "mla"
-    for wrong in ("vgg", "setr-large", "unet@resnet18", "", "fpn@", "searchnet@", "setr-pup"):
+    narrow = System("unet-8").build(settings, pet(), random_genotype(1, seed=0))
+    assert narrow.config.arguments["widths"] == [8, 16, 32, 64] and System("unet-8").title == "UNet-8"
+    wrong_names = "vgg", "setr-large", "unet@resnet18", "", "fpn@", "searchnet@", "setr-pup", "unet-0"
+    for wrong in (*wrong_names, "unet-8@resnet18"):
         with pytest.raises(ValueError, match="no system"):
             System(wrong)
 
@@ -202,7 +226,7 @@ def test_a_system_that_cannot_be_built_leaves_the_others(
     assert "no_such_encoder" in document["not run"]["fpn@no_such_encoder"]
     text = (out / "table.md").read_text()
     assert "FPN (no_such_encoder) could not be run" in text and "mirrored" in text
-    best, task = from_pretrained(out / "unet-seed0" / "best"), pet()
+    best, task = from_pretrained(out / "unet-seed0"), pet()
     rows = CheckedRows(load_rows(str(data), "test", None, task), task, None, "rows", quiet=True)
     plain, flipped = (evaluate_rows(best, rows, task, "cpu", quiet=True, flip=f) for f in (False, True))
     (record,) = document["trainings"]

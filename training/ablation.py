@@ -33,8 +33,9 @@ from training.options import Manual, add_data_options, data_of, dataset_name, ta
 from training.presets import PARTS, recipe_of
 from training.retrain import add_training_options, genotype_of, retrain_settings
 from training.runs import add_run_options, parse, perform, record_settings, recorded
-from training.systems import COUNTS, RESULT, System, run_system
+from training.systems import RESULT, System, run_system
 from training.table import SHIPPED, add_scoring_options, rows_of
+from training.table_scores import COUNTS, Origin
 
 CAVEAT = (
     "Each row has the parts of the rows above it, so what a part brings depends on the order. The interval "
@@ -124,12 +125,13 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         "seeds": args.seeds, "processes": began["processes"], "machine": began["machine"]["device"],
         "torch": began["machine"]["torch"],
     }  # fmt: skip
+    origin = Origin(dataset_name(data), revision, args.test, began)
     for seed in range(args.seeds):
         for number, (label, parts) in enumerate(planned):
             accelerator.print(f"{label}, seed {seed}")
             run_system(
                 str(number), seed, lambda: system.build(settings, task, genotype), settings, recipe_of(parts),
-                task, rows, args.out, accelerator, flip=True, save_seconds=60 * args.save_minutes,
+                task, rows, origin, args.out, accelerator, flip=True, save_seconds=60 * args.save_minutes,
             )  # fmt: skip
     if accelerator.is_main_process:
         folders = [args.out / f"{n}-seed{seed}" for n in range(len(planned)) for seed in range(args.seeds)]

@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import nn
 
 from searchseg.baselines import BASELINES
@@ -71,7 +72,15 @@ from training.runs import (
     record_settings,
 )
 from training.schedule import cosine
-from training.source import Batches, Source, add_stream_options, learning_rows, open_source, scored_rows
+from training.source import (
+    Batches,
+    Source,
+    add_stream_options,
+    learning_rows,
+    open_source,
+    scored_rows,
+    share_of,
+)
 from training.steps import LOSSES, Meter
 
 
@@ -132,6 +141,11 @@ class Training:
     def update_average(self, step: int) -> None:
         if self.ema:
             self.ema.update(self.network, step=step)
+
+    def share_statistics(self) -> None:
+        """Give all processes the batch norm statistics of the main one: what they score is what is saved."""
+        for buffer in self.result.buffers():
+            broadcast(buffer)
 
     @property
     def result(self) -> nn.Module:
@@ -227,9 +241,10 @@ class Retraining:
         size = list(_size(self.settings, self.recipe, epoch))
         record = {"epoch": epoch + 1, "size": size, **self.meters["train"].result("train")}
         if self.held_out is not None:
-            scores = evaluate_rows(
-                self.training.result, self.held_out, self.task, self.accelerator.device, quiet=True
-            )
+            self.training.share_statistics()
+            place = self.accelerator.process_index, self.accelerator.num_processes
+            rows = share_of(self.held_out, *place)
+            scores = evaluate_rows(self.training.result, rows, self.task, self.accelerator.device, quiet=True)
             record |= {"held_out_loss": scores.dice_loss, "held_out_miou": scores.miou}
         return {"history.jsonl": [record]}
 

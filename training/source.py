@@ -127,6 +127,18 @@ def scored_rows(rows: Any, task: Task, what: str, quiet: bool = False) -> Checke
     return CheckedRows(rows, task, None, what, quiet)
 
 
+def share_of(
+    rows: CheckedRows | StreamedPairs, process: int, processes: int
+) -> CheckedRows | StreamedPairs | Iterator[tuple[Tensor, Tensor]]:
+    """The pairs that one of several processes scores: every n-th row of a table, where each has one.
+
+    The pairs of a stream are divided among the processes already.
+    """
+    if isinstance(rows, CheckedRows) and len(rows) >= processes:
+        return (rows[place] for place in range(process, len(rows), processes))
+    return rows
+
+
 def add_stream_options(parser: argparse.ArgumentParser) -> None:
     """--streaming and --rows."""
     group = parser.add_argument_group("data larger than the disk")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +11,27 @@ import numpy as np
 import torch
 from PIL import Image
 
-from searchseg.pretrained import from_pretrained
+from searchseg.pretrained import WEIGHTS, from_pretrained
 from searchseg.segmenter import class_ids
 from searchseg.task import IGNORE, Task
 from training.bootstrap import miou
 from training.files import read_lines, write_atomically
 from training.rows import CheckedRows
-from training.systems import COUNTS, System
+from training.systems import System
+from training.table_scores import COUNTS
 
 CASES = ("best", "median", "worst")
 
 
-def draw_figures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out: Path) -> None:
-    """Every figure of the table in `out`, as PNG."""
+def draw_figures(
+    records: list[dict[str, Any]], task: Task, test: CheckedRows, out: Path, seconds: Mapping[str, float]
+) -> None:
+    """Every figure of the table in `out`, as PNG; `seconds` a picture of every system, measured in turns."""
     for key, label in (("loss", "loss on validation rows"), ("miou", "mIoU on validation rows")):
         _figure(
             out / f"{key}.png", lambda axes, key=key, label=label: _curves(axes, records, out, key, label)
         )
-    _figure(out / "cost.png", lambda axes: _costs(axes, records), columns=2)
+    _figure(out / "cost.png", lambda axes: _costs(axes, records, seconds), columns=3)
     if len(task.classes) > 2:
         systems = list(dict.fromkeys(record["system"] for record in records))
         _figure(
@@ -74,24 +77,27 @@ def _curves(axes: Any, records: list[dict[str, Any]], out: Path, key: str, label
     axes.legend(ncols=2, fontsize="small")
 
 
-def _costs(axes: Any, records: list[dict[str, Any]]) -> None:
-    for place, (key, label, unit) in enumerate(
-        (("macs", "MACs, 10⁹", 1e9), ("parameters", "parameters, 10⁶", 1e6))
-    ):
-        points = []
+def _costs(axes: Any, records: list[dict[str, Any]], seconds: Mapping[str, float]) -> None:
+    costs: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+        ("MACs, 10⁹", lambda row: row["macs"] / 1e9),
+        ("parameters, 10⁶", lambda row: row["parameters"] / 1e6),
+        ("milliseconds a picture", lambda row: 1e3 * seconds[row["system"]]),
+    )
+    for chart, (label, cost) in zip(axes, costs, strict=True):
+        points = {}
         for system in dict.fromkeys(record["system"] for record in records):
             rows = [record for record in records if record["system"] == system]
-            x, y = rows[0][key] / unit, float(np.mean([row["miou"] for row in rows]))
-            points.append((x, y))
-            axes[place].scatter(x, y, marker="*" if system == "searchnet" else "o", s=90, zorder=3)
-            axes[place].annotate(
-                System(system).title, (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8
-            )
-        axes[place].plot(*zip(*pareto(points), strict=True), color="0.6", linewidth=1, label="Pareto front")
-        axes[place].legend(fontsize="small", loc="best")
-        axes[place].set(xlabel=label, ylabel="mIoU on test rows", xscale="log")
-        axes[place].margins(x=0.4)
-        axes[place].grid(alpha=0.3)
+            points[system] = cost(rows[0]), float(np.mean([row["miou"] for row in rows]))
+        for system, point in points.items():
+            chart.scatter(*point, marker="*" if system == "searchnet" else "o", s=90, zorder=3)
+            place = {"textcoords": "offset points", "xytext": (6, 4), "fontsize": 8}
+            chart.annotate(System(system).title, point, **place)
+        front = pareto(list(points.values()))
+        chart.plot(*zip(*front, strict=True), color="0.6", linewidth=1, label="Pareto front")
+        chart.legend(fontsize="small", loc="best")
+        chart.set(xlabel=label, ylabel="mIoU on test rows", xscale="log")
+        chart.margins(x=0.4)
+        chart.grid(alpha=0.3)
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -132,12 +138,14 @@ def _confusion(axes: Any, systems: dict[str, Path], task: Task) -> None:
 
 def _pictures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out: Path) -> None:
     """Image, truth and every system's answer, for the best, the median and the worst picture of the first."""
-    folders = _folders(records, out)
+    folders = {s: folder for s, folder in _folders(records, out).items() if (folder / WEIGHTS).exists()}
     systems = list(folders)
+    if not systems:
+        return
     scores = miou(np.load(folders[systems[0]] / COUNTS)["counts"])
     order = np.argsort(scores)[: np.isfinite(scores).sum()]  # a picture that is all ignored has no score
     chosen = dict(zip(CASES, (order[-1], order[len(order) // 2], order[0]), strict=True))
-    models = {system: from_pretrained(folder / "best") for system, folder in folders.items()}
+    models = {system: from_pretrained(folder) for system, folder in folders.items()}
 
     def draw(axes: Any) -> None:
         for row, (case, place) in enumerate(chosen.items()):
