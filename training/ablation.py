@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.ablation", description=__doc__, formatter_class=Manual)
     what = top.add_argument_group("network")
     what.add_argument("--architecture", default="searchnet", help="or unet, fpn, fpn@ENCODER ...")
-    what.add_argument("--genotype", default=str(SHIPPED), help="of the SEARCH-Net: a file or Hub id")
+    what.add_argument("--genotype", help="of the SEARCH-Net: a file or Hub id (default: the shipped one)")
     what.add_argument("--seeds", type=int, default=1, help="trainings of each row")
     add_data_options(top, split="train")
     add_scoring_options(top)
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
     task, settings, system = task_of(args), retrain_settings(args), System(args.architecture)
     kept = args.out / "genotype.json"
-    genotype: Genotype = genotype_of(str(kept) if kept.exists() else args.genotype)[0]
+    genotype: Genotype = genotype_of(str(kept if kept.exists() else args.genotype or SHIPPED))[0]
     data, revision = data_of(args, task)
     rows = rows_of(args, task, settings.shape, accelerator)
     planned = steps(len(task.classes))

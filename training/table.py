@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"also {', '.join(sorted({*BASELINES} - {*PAPER_SYSTEMS}))}, setr-naive, setr-mla, unet-WIDTH; "
         "fpn@ENCODER",
     )  # fmt: skip
-    what.add_argument("--genotype", default=str(SHIPPED), help="of the SEARCH-Net: a file or Hub id")
+    what.add_argument("--genotype", help="of the SEARCH-Net: a file or Hub id (default: the shipped one)")
     what.add_argument("--seeds", type=int, default=1, help="trainings of each")
     what.add_argument(
         "--encoder-weights", choices=("imagenet",), help="begin encoders with these, downloaded"
@@ -142,7 +142,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     task, main_process = task_of(args), accelerator.is_main_process
     settings = retrain_settings(args)
     kept = args.out / "genotype.json"  # the search that wrote the first one may go on
-    genotype: Genotype = genotype_of(str(kept) if kept.exists() else args.genotype)[0]
+    genotype: Genotype = genotype_of(str(kept if kept.exists() else args.genotype or SHIPPED))[0]
     rows = rows_of(args, task, settings.shape, accelerator)
     data, revision = data_of(args, task)
     if main_process and args.resume:  # so that the next --resume knows them too
