@@ -166,6 +166,9 @@ def _training(training: dict[str, Any]) -> str:
         if "chosen_on" in training
         else "weights after the last epoch; no epoch was chosen",
     ]
+    if "pseudo" in training:
+        pseudo = training["pseudo"]
+        facts[0] += f", {pseudo['rows']} of them with masks that a network made ({pseudo['dataset']})"
     if "base_model" in training:
         facts.insert(
             0, f"architecture of {training['base_model']} at {training.get('base_revision')}, new weights"

@@ -61,6 +61,7 @@ from training.loop import SAVE_SECONDS, Loop, NotFinite, finite
 from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings
+from training.pseudo import with_pseudo_masks
 from training.runs import (
     SETTINGS,
     add_memory_options,
@@ -417,6 +418,11 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--architecture", choices=tuple(BASELINES), help="a baseline instead")
     add_data_options(top, split="train")
     add_stream_options(top)
+    taught = top.add_argument_group("self-training")
+    taught.add_argument(
+        "--pseudo", metavar="MASKS",
+        help="also learn from this dataset of a teacher's masks (training.segment --sure 0.9 --with-image)",
+    )  # fmt: skip
     borrowed = top.add_argument_group("encoder of a baseline")
     borrowed.add_argument("--encoder", help="such as resnet18 (default: the architecture's own)")
     borrowed.add_argument("--encoder-weights", choices=("imagenet",), help="begin with these, downloaded")
@@ -430,6 +436,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     top = parser()
     args = parse(top, argv)
+    if args.pseudo and args.streaming:
+        top.error("--pseudo does not go with --streaming: its rows are checked and kept")
     if not args.genotype and not args.architecture:
         top.error(f"give --genotype G.json or --architecture {'|'.join(BASELINES)}")
     if args.resume and args.genotype:  # the run folder has its own copy
@@ -452,9 +460,13 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         statistics = {"image_mean": kept.image_mean, "image_std": kept.image_std}
         model.config = dataclasses.replace(model.config, **statistics)  # type: ignore[type-var, assignment]
     rows, held_out = learning_rows(args, data, revision, task, accelerator)
+    taught = {}
+    if args.pseudo:
+        rows = with_pseudo_masks(rows, args.pseudo, task)
+        taught = {"pseudo": {"dataset": dataset_name(args.pseudo), "rows": len(rows.pseudo)}}
     record_settings(
         args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe),
-        dataset=dataset_name(data), revision=revision, rows=len(rows),
+        dataset=dataset_name(data), revision=revision, rows=len(rows), **taught,
         **origin,
     )  # fmt: skip
     if accelerator.is_main_process and model.genotype is not None:
