@@ -88,10 +88,12 @@ def _costs(axes: Any, records: list[dict[str, Any]], seconds: Mapping[str, float
         for system in dict.fromkeys(record["system"] for record in records):
             rows = [record for record in records if record["system"] == system]
             points[system] = cost(rows[0]), float(np.mean([row["miou"] for row in rows]))
+        spread = sorted(x for x, _ in points.values())
         for system, point in points.items():
             chart.scatter(*point, marker="*" if system == "searchnet" else "o", s=90, zorder=3)
-            place = {"textcoords": "offset points", "xytext": (6, 4), "fontsize": 8}
-            chart.annotate(System(system).title, point, **place)
+            right = point[0] ** 2 > spread[0] * spread[-1]  # of the middle: names grow inwards
+            place = {"ha": "right", "xytext": (-7, 4)} if right else {"ha": "left", "xytext": (7, 4)}
+            chart.annotate(System(system).title, point, textcoords="offset points", fontsize=8, **place)
         front = pareto(list(points.values()))
         chart.plot(*zip(*front, strict=True), color="0.6", linewidth=1, label="Pareto front")
         chart.legend(fontsize="small", loc="best")
