@@ -19,6 +19,7 @@ from page.segment import SegmentTab
 from page.shelf import Shelf
 from searchseg import PretrainedError, SearchNet, UShapeConfig, save_pretrained
 from searchseg.config import ModelConfig
+from searchseg.pretrained import build
 
 pytest_plugins = ["hub_fixture"]
 
@@ -63,6 +64,28 @@ def test_a_hub_model_is_used_like_a_shipped_one(hub, published: str, folder: Pat
     assert "Epoch 1: genotype" in ArchitectureTab(shelf).epoch(name, 1)[0]
     network, *_, film, _, frame, _ = ArchitectureTab(shelf).show(name)
     assert "C3" in network and "<svg" in film and "<svg" in frame
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "title"),
+    [("setr", {"width": 16, "num_classes": 2}, "SETR"), ("fcn", {"num_classes": 2}, "FCN")],
+)
+def test_a_baseline_is_published_and_shown_like_a_searched_network(
+    hub, folder: Path, tmp_path: Path, architecture: str, arguments: dict, title: str
+) -> None:
+    config = ModelConfig(architecture, arguments, ("background", "leaf"), ("#000000", "#00ff00"), (32, 32))
+    network = build(config)
+    save_pretrained(network, tmp_path, config)
+    metrics = json.loads((app.MODELS / "unet-pet-lite" / "metrics.json").read_text())
+    metrics |= {"miou": 0.5, "parameters": sum(p.numel() for p in network.parameters())}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    sent = publish(tmp_path, f"alice/{architecture}", token="hf_alice")
+    shelf = Shelf(folder)
+    assert "is loaded" in CatalogueTab(shelf).load(f"alice/{architecture}", "", "")
+    name = f"alice/{architecture}@{sent.sha[:7]}"
+    shown, facts = SegmentTab(shelf).show(str(folder / "photo.jpg"), name)
+    assert "leaf" in shown and title in facts
+    assert title in ArchitectureTab(shelf).show(name)[0]
 
 
 def test_a_later_commit_is_another_model(hub, published: str, folder: Path, tmp_path: Path) -> None:
