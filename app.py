@@ -16,17 +16,22 @@ import threading
 from pathlib import Path
 from typing import Any
 
-# read when gradio is imported: no analytics, and a short record of events, as gradio tabulates all of it anew
-# after every request (19 ms at its default of 10,000)
+# ruff: noqa: E402 - what stands before the imports is for them
+# no analytics, and a short record of events, as gradio tabulates all of it anew after every request (19 ms at
+# its default of 10,000); a backend of matplotlib, which gradio would look for at the first request (0.4 s)
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+os.environ.setdefault("MPLBACKEND", "agg")
+gc.disable()  # what is imported stays: looking through it again and again took 1.5 of 7 seconds
 
 import gradio as gr
 import torch
 
-from page import architecture, catalogue, compare, segment, workshop
+from page import architecture, catalogue, compare, segment, sessions, workshop
 from page.shelf import Shelf
 from page.training_run import resume
+
+gc.enable()
 
 HERE = Path(__file__).resolve().parent
 MODELS, RUNS = HERE / "hub" / "models", HERE / "runs" / "page"
@@ -43,7 +48,7 @@ LAUNCH: dict[str, Any] = {
     "theme": THEME, "css_paths": [HERE / "page" / "style.css"],
     "head": f"<script>{(HERE / 'page' / 'elements.js').read_text()}</script>",
     "footer_links": ["api", "settings"], "run_history": False, "ssr_mode": False,
-    # each session, and every call of the API is one, keeps 160 KB: gradio's 10,000 of them would be 1.6 GB
+    # every call of the API is a session, and what has changed in it is kept
     "state_session_capacity": 200,
     "allowed_paths": [], "max_file_size": "20mb", "enable_monitoring": False, "share": False,
 }  # fmt: skip
@@ -91,6 +96,7 @@ def build_demo(
     `training`: whether the page has the tab that searches and trains, with its runs in `runs_folder`; `warm`:
     load the default network now, beside everything else, so that the first picture need not wait for it.
     """
+    sessions.use()
     shelf = Shelf(Path(models_folder).resolve(), Path(runs_folder).resolve())
     if warm and len(shelf):
         threading.Thread(target=shelf.warm, daemon=True).start()
@@ -117,6 +123,5 @@ if __name__ == "__main__":
         if "gradio.mcp" in sys.modules:  # it has read the variable already
             sys.modules["gradio.mcp"].DEFAULT_TEMP_DIR = uploads  # type: ignore[attr-defined]
         torch.set_num_threads(max(1, torch.get_num_threads() // AT_ONCE))
-        gc.collect()
         gc.freeze()  # what is imported stays: a full collection of it stops every request for a moment
         build_demo(training=train, warm=True).launch(**LAUNCH)

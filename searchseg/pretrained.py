@@ -166,10 +166,12 @@ def _load(folder: Path, fetch: Callable[[str, int], None]) -> nn.Module:
     fetch(WEIGHTS, _most_bytes(model))
     tensors = _read_weights(folder, model)
     if {name for name, _ in model.named_buffers()} <= set(model.state_dict()):
-        model.to_empty(device="cpu")
+        # copies, as the file may change; to_empty() would import sympy, most of a second of the page's start
+        owned = {name: tensor.clone() for name, tensor in tensors.items()}
+        model.load_state_dict(owned, strict=True, assign=True)
     else:  # some encoders compute what they do not save; that takes a network built for good
         model = build(config, genotype)
-    model.load_state_dict(tensors, strict=True)
+        model.load_state_dict(tensors, strict=True)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from gradio.blocks import BlocksConfig
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from hub_fixture import run_with_hub
@@ -364,6 +365,20 @@ def test_compare_refuses_what_is_no_list_of_names(client: Client, folder: Path, 
 def test_a_picture_that_was_deleted_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(gr.Error, match="no longer on the server"):
         segment.SegmentTab(Shelf(folder)).run(str(tmp_path / "gone.jpg"), "unet-tiny")
+
+
+def test_a_call_describes_no_component_that_it_does_not_touch(page: str, folder: Path, monkeypatch) -> None:
+    """gradio would describe all of them for every call, 12 ms of the loop that serves everybody."""
+    described = []
+    describe = BlocksConfig.config_for_block
+    monkeypatch.setattr(
+        BlocksConfig,
+        "config_for_block",
+        staticmethod(lambda *args: described.append(args[0]) or describe(*args)),
+    )
+    client = Client(page, verbose=False, download_files=False)
+    client.predict(handle_file(folder / "photo.jpg"), "unet-tiny", 0.5, api_name="/segment")
+    assert len(described) <= 7, "three inputs and four outputs"
 
 
 def test_page_without_models_says_so(tmp_path: Path) -> None:

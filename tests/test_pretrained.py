@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -606,3 +607,20 @@ def test_a_fingerprint_belongs_to_one_network(models, folders, name, tmp_path):
         next(other.parameters()).view(-1)[0] += 1e-3
     save_pretrained(model, tmp_path, config_of(model, colors=("#000000", "#000000", "#ffffff")))
     assert len({mark, fingerprint(other), fingerprint(from_pretrained(tmp_path))}) == 3
+
+
+def test_a_loaded_network_is_its_own(folders, tmp_path):
+    shutil.copytree(folders["searchnet"], folder := tmp_path / "model")
+    model = from_pretrained(folder)
+    before = fingerprint(model)
+    size = (folder / "model.safetensors").stat().st_size
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(size // 2)
+        file.write(b"\1" * (size - size // 2))
+    assert fingerprint(model) == before, "the file is written to, and the network with it"
+
+
+def test_loading_needs_no_symbolic_algebra(folders):
+    """torch brings sympy for some ways to leave the meta device: 0.75 s of the first picture of the page."""
+    code = "import searchseg, sys; searchseg.from_pretrained(sys.argv[1]); sys.exit('sympy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, str(folders["searchnet"])]).returncode == 0
