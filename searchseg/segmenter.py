@@ -16,10 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from searchseg.config import ModelConfig
+from searchseg.fast import faster
 from searchseg.fold import folded
 from searchseg.images import read_image
+from searchseg.onnx import OnnxNetwork
 from searchseg.pretrained import fingerprint, from_pretrained
 
+BACKENDS = ("torch", "onnxruntime")
 BAND_VALUES = 4_000_000  # class scores held at full width at a time; bounds memory for large photos
 
 
@@ -85,10 +88,14 @@ class Segmenter:
     """Runs one network on pictures of any size.
 
     `model` is what `from_pretrained` gives: a module with a ModelConfig as `model.config`. What runs is a
-    faster copy of it, see `searchseg.fold.folded`, made now: later changes of the weights do not reach it.
+    faster copy of it, made now: later changes of the weights do not reach it. `backend` "torch" runs what
+    `searchseg.fast.faster` makes, "onnxruntime" (on a CPU, where it is installed) is faster still for a
+    SEARCH-Net and takes ten seconds to start; OnnxError where it cannot run.
     """
 
-    def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, device: str | torch.device | None = None, backend: str = "torch"
+    ) -> None:
         config = getattr(model, "config", None)
         if not isinstance(config, ModelConfig):
             raise ValueError(
@@ -97,7 +104,7 @@ class Segmenter:
         self.config = config
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().to(self.device)
-        self._faster = folded(self.model).to(memory_format=torch.channels_last)
+        self._faster = self._ready(backend)
 
     @classmethod
     def from_pretrained(
@@ -107,9 +114,23 @@ class Segmenter:
         device: str | torch.device | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        backend: str = "torch",
     ) -> Segmenter:
-        """Load a folder or Hub id; arguments and errors as in `searchseg.from_pretrained`."""
-        return cls(from_pretrained(source, revision, token, local_files_only=local_files_only), device)
+        """Load a folder or Hub id; arguments and errors as in `searchseg.from_pretrained`, `backend` as in
+        `Segmenter`."""
+        model = from_pretrained(source, revision, token, local_files_only=local_files_only)
+        return cls(model, device, backend)
+
+    def _ready(self, backend: str) -> nn.Module:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be {' or '.join(BACKENDS)}, got {backend!r}")
+        if backend == "onnxruntime":
+            if self.device.type != "cpu":
+                raise ValueError(f'backend "onnxruntime" runs on the CPU, not on {self.device}: device="cpu"')
+            return OnnxNetwork(self.model, self.config.image_size)
+        if self.device.type == "cpu":
+            return faster(self.model)
+        return folded(self.model).to(memory_format=torch.channels_last)
 
     @property
     def commit(self) -> str | None:

@@ -19,9 +19,9 @@ NOT_IN_SEARCHSEG = {"gradio", "datasets", "argparse", "accelerate", "timm", "tor
 ORDER = (
     ("genotype", "images", "loss", "metric", "faults"),
     ("config", "task", "operations", "drawing", "derivation", "download", "fold"),
-    ("mixed", "baselines"),
+    ("mixed", "baselines", "onnx"),
     ("cell",),
-    ("network",),
+    ("network", "fast"),
     ("cost", "pretrained"),
     ("portrait",),
     ("segmenter",),

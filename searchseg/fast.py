@@ -1,0 +1,273 @@
+"""A network made ready for a CPU: the same function from fewer and cheaper passes over memory.
+
+Batch norms are folded into convolutions (searchseg/fold.py), convolutions take their ReLU along and keep
+their kernels in the order that oneDNN wants, and the cells of a SEARCH-Net become matrix products that add
+into their nodes. What each step brings is in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from searchseg.cell import Cell
+from searchseg.fold import folded
+from searchseg.operations import DilConv, MBConv, SepConv
+
+CONVOLVE = torch.ops.mkldnn._convolution_pointwise
+MOST_SHAPES = 2  # of inputs that a convolution keeps ordered kernels for: each is a copy of them
+BLOCK = 32 * 2**20 - 2**16  # bytes; just below the largest threshold that glibc sets by itself
+
+
+def faster(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode for float32 pictures on a CPU; scores differ by rounding alone.
+
+    `model` is not changed. Where torch lacks oneDNN, or the weights are not float32, the copy is
+    `folded(model)` in channels_last.
+    """
+    copy = folded(model).to(memory_format=torch.channels_last).requires_grad_(False)
+    if not _onednn_works() or any(p.dtype != torch.float32 for p in copy.parameters()):
+        return copy
+    _keep_freed_memory()
+    for owner in list(copy.modules()):
+        for name, child in list(owner.named_children()):
+            if type(child) is Cell and all(type(edge) in READY for edge in child.edges.values()):
+                setattr(owner, name, SummingCell(child))
+    _order_kernels(copy)
+    return copy
+
+
+class OrderedConv(nn.Module):
+    """A convolution with the ReLU after it, its kernels in oneDNN's order for the shape of the input."""
+
+    def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
+        super().__init__()
+        self.weight, self.bias, self.relu = conv.weight, conv.bias, relu
+        self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self._ordered: dict[torch.Size, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self._ordered.get(x.shape)
+        if kernel is None:
+            kernel = self._order(x.shape)
+        after = "relu" if self.relu else "none"
+        return CONVOLVE(x, kernel, self.bias, *self._geometry, after, [], "")
+
+    def _order(self, shape: torch.Size) -> Tensor:
+        """Kernels for another shape would be put in order again in every call, which can take 5 ms."""
+        while len(self._ordered) >= MOST_SHAPES:
+            oldest, *_ = list(self._ordered)  # a copy: the page has two threads
+            self._ordered.pop(oldest, None)
+        kernel = self.weight.detach().to_mkldnn()
+        padding, stride, dilation, groups = self._geometry
+        reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
+        ordered = reorder(kernel, padding, stride, dilation, groups, list(shape))  # type: ignore[call-arg]
+        self._ordered[shape] = ordered
+        return ordered
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution as a matrix product: pixels in rows, (B * H * W, channels)."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(conv.weight.detach().flatten(1).t().contiguous(), requires_grad=False)
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.addmm(self.bias, rows, self.weight)
+
+
+class PointwiseConv(Pointwise):
+    """The same for a picture (B, channels, H, W), and the ReLU after it."""
+
+    relu = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(as_rows(x))
+        return as_picture(out.relu_() if self.relu else out, x)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B * H * W, C); a view where x is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def as_picture(rows: Tensor, like: Tensor) -> Tensor:
+    """(B * H * W, C) to (B, C, H, W), channels_last, with B, H and W of `like`."""
+    batch, _, height, width = like.shape
+    return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+class State:
+    """A node of a cell: its pixels in rows, and what the edges that begin with a ReLU share."""
+
+    def __init__(self, rows: Tensor, like: Tensor) -> None:
+        self.rows, self.like = rows, like
+
+    @functools.cached_property
+    def after_relu(self) -> Tensor:
+        return as_picture(self.rows.relu(), self.like)
+
+
+class SummingCell(nn.Module):
+    """A cell of folded operations. The last product of every edge adds into its node, and every node adds
+    into the merge: no sum and no concatenation is a pass of its own."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.inputs = nn.ModuleList(Pointwise(chain[0]) for chain in cell.inputs)  # type: ignore[index]
+        entering: dict[int, list[tuple[int, Adding]]] = {}
+        for key, edge in cell.edges.items():
+            source, target = map(int, key.split("-"))
+            entering.setdefault(target, []).append((source, READY[type(edge)](edge)))
+        self.entering = [entering[target] for target in sorted(entering)]
+        self.edges = nn.ModuleList(edge for edges in self.entering for _, edge in edges)
+        self.biases = [functools.reduce(torch.add, [e.bias for _, e in edges]) for edges in self.entering]
+        merge = Pointwise(cell.merge[0])  # type: ignore[arg-type]
+        self.merge_bias, self.merge = merge.bias, merge.weight.chunk(len(self.entering))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        inputs = zip(self.inputs, (first, second), strict=True)
+        states = [State(enter(as_rows(x)), first) for enter, x in inputs]
+        out: Tensor = self.merge_bias
+        for edges, node, weight in zip(self.entering, self.biases, self.merge, strict=True):
+            for source, edge in edges:
+                node = edge(states[source], node)
+            states.append(State(node, first))
+            out = plus(out, node, weight)
+        return as_picture(out.relu_(), first)
+
+
+def plus(total: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """total + rows @ weight, in place unless `total` is still the bias (channels) that a sum begins with."""
+    return torch.addmm(total, rows, weight) if total.dim() == 1 else total.addmm_(rows, weight)
+
+
+class Adding(nn.Module):
+    """An edge: `edge(state, node)` adds what it makes of a state to a node, in place where the node has
+    begun. Its `bias` is what every pixel of the node begins with."""
+
+    bias: Tensor
+
+
+class Skip(Adding):
+    """Adds a state as it is."""
+
+    def __init__(self, _: nn.Module) -> None:
+        super().__init__()
+        self.bias = torch.zeros(1)
+
+    def forward(self, state: State, node: Tensor) -> Tensor:
+        return node + state.rows if node.dim() == 1 else node.add_(state.rows)
+
+
+class Separable(Adding):
+    """Adds a SepConv or DilConv of a state."""
+
+    def __init__(self, edge: SepConv | DilConv) -> None:
+        super().__init__()
+        _, *inside, chain = edge
+        self.inside, last = nn.Sequential(*inside), Pointwise(chain[0])  # type: ignore[index]
+        self.weight, self.bias = last.weight, last.bias
+
+    def forward(self, state: State, node: Tensor) -> Tensor:
+        return plus(node, as_rows(self.inside(state.after_relu)), self.weight)
+
+
+class Inverted(Adding):
+    """Adds an MBConv of a state. The gate of its squeeze-and-excitation scales the few weights of the last
+    product instead of all pixels."""
+
+    def __init__(self, edge: MBConv) -> None:
+        super().__init__()
+        self.expand = Pointwise(edge.expand[0])  # type: ignore[arg-type]
+        self.depthwise = OrderedConv(edge.depthwise[0], relu=True)  # type: ignore[arg-type]
+        self.squeeze, self.excite = Pointwise(edge.attend.squeeze), Pointwise(edge.attend.excite)
+        project = Pointwise(edge.project[0])  # type: ignore[arg-type]
+        self.weight, self.bias = project.weight, project.bias
+
+    def forward(self, state: State, node: Tensor) -> Tensor:
+        batch = len(state.like)
+        rows = as_rows(self.depthwise(as_picture(self.expand(state.rows).relu_(), state.like)))
+        if batch == 1:
+            return plus(node, rows, self._gated(rows)).add_(state.rows)
+        if node.dim() == 1:
+            node = node.repeat(len(rows), 1)
+        for sums, pixels in zip(node.chunk(batch), rows.chunk(batch), strict=True):
+            plus(sums, pixels, self._gated(pixels))
+        return node.add_(state.rows)
+
+    def _gated(self, rows: Tensor) -> Tensor:
+        """Weights of the last product for one picture (H * W, channels)."""
+        mean = rows.new_full((1, len(rows)), 1 / len(rows)) @ rows  # three times as fast as rows.mean(0)
+        gate = self.excite(self.squeeze(mean).relu_()).sigmoid_()
+        return gate.t() * self.weight
+
+
+READY: dict[type, Callable[[Any], Adding]] = {
+    nn.Identity: Skip, SepConv: Separable, DilConv: Separable, MBConv: Inverted,
+}  # fmt: skip
+
+
+def _order_kernels(model: nn.Module) -> None:
+    """Put an OrderedConv, or a product where the kernel is 1x1, in place of every plain convolution."""
+    places = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    for owner in list(model.modules()):
+        chain = list(owner._modules.items())
+        for at, (name, conv) in enumerate(chain):
+            if type(conv) is not nn.Conv2d or places[id(conv)] > 1 or not _ordinary(conv):
+                continue
+            setattr(owner, name, ready := _ready(conv))
+            if type(owner).forward is nn.Sequential.forward:
+                _take_relu_along(owner, ready, chain[at + 1 :])
+
+
+def _ready(conv: nn.Conv2d) -> OrderedConv | PointwiseConv:
+    plain = conv.kernel_size == (1, 1) == conv.stride and conv.groups == 1 and conv.padding == (0, 0)
+    return PointwiseConv(conv) if plain else OrderedConv(conv, relu=False)
+
+
+def _ordinary(conv: nn.Conv2d) -> bool:
+    return (
+        conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and conv.weight.dtype == torch.float32
+    )
+
+
+def _take_relu_along(
+    chain: nn.Module, conv: OrderedConv | PointwiseConv, rest: Sequence[tuple[str, nn.Module | None]]
+) -> None:
+    for name, module in rest:
+        if type(module) is nn.ReLU:
+            conv.relu = True
+            setattr(chain, name, nn.Identity())
+        if type(module) is not nn.Identity:
+            return
+
+
+@functools.cache
+def _onednn_works() -> bool:
+    """Whether this build of torch has the two functions of OrderedConv, and they give what torch gives."""
+    conv, x = nn.Conv2d(8, 8, 3, padding=1), torch.randn(1, 8, 9, 9)
+    try:
+        with torch.no_grad():
+            return torch.backends.mkldnn.is_available() and torch.allclose(
+                OrderedConv(conv, relu=True)(x), conv(x).relu(), atol=1e-4
+            )
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let glibc reuse freed activations: it returns blocks to the system, which are zeroed page by page when
+    they come again, until a larger block has been freed once (mallopt(3), M_MMAP_THRESHOLD)."""
+    torch.empty(BLOCK, dtype=torch.uint8)

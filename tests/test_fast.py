@@ -1,0 +1,137 @@
+"""Proves that the copy which runs on a CPU gives the scores of the network as trained, whatever is in it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_fold import lived_in, norms, searchnets
+from torch import nn
+
+from searchseg import fast
+from searchseg.baselines import BASELINES, UNet
+from searchseg.config import ModelConfig
+from searchseg.fast import OrderedConv, PointwiseConv, SummingCell, faster
+from searchseg.fold import folded
+from searchseg.genotype import OPERATION_NAMES
+from searchseg.segmenter import Segmenter
+from searchseg.task import pet
+
+
+def kinds(model: nn.Module, *types: type) -> int:
+    return sum(type(module) in types for module in model.modules())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", ["random", *OPERATION_NAMES])
+def test_every_operation_gives_the_same_scores(name: str, batch: int) -> None:
+    model = lived_in(searchnets()[name])
+    before = copy.deepcopy(model.state_dict())
+    ready, image = faster(model), torch.randn(batch, 3, 37, 53)
+    with torch.inference_mode():
+        wanted, found, again = model(image), ready(image), ready(image)
+    assert found.shape == wanted.shape and torch.equal(found, again) and wanted.std() > 0
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max().clamp_min(1)
+    assert kinds(ready, SummingCell) == 8 and kinds(ready, nn.Conv2d) == norms(ready) == 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_gives_the_same_scores(name: str) -> None:
+    torch.manual_seed(0)
+    model = lived_in(BASELINES[name](num_classes=3))
+    ready, image = faster(model), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = model(image)
+        for found in (folded(model)(image), ready(image)):
+            assert (wanted - found).abs().max() <= 1e-4 * wanted.abs().max()
+    assert kinds(ready, OrderedConv, PointwiseConv) > 0
+    if name not in ("segformer", "dpt", "fpn"):  # whose few batch norms, if any, stand elsewhere
+        assert norms(ready) < norms(model)
+
+
+def test_inputs_of_many_shapes_share_little_memory() -> None:
+    model = lived_in(searchnets()["random"])
+    ready = faster(model)
+    with torch.inference_mode():
+        for side in (16, 24, 33, 16):
+            image = torch.randn(1, 3, side, side)
+            assert torch.allclose(ready(image), model(image), atol=1e-4, rtol=1e-4)
+    kept = [len(module._ordered) for module in ready.modules() if isinstance(module, OrderedConv)]
+    assert kept and max(kept) == fast.MOST_SHAPES
+
+
+class Odd(nn.Module):
+    """Convolutions that pad otherwise, one that is used twice, and a ReLU behind what changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reflect = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+        self.same = nn.Conv2d(4, 4, 3, padding="same")
+        self.twice = nn.Conv2d(4, 4, 1)
+        self.chain = nn.Sequential(self.twice, nn.BatchNorm2d(4), nn.Identity(), nn.ReLU())
+        self.tail = nn.Sequential(
+            nn.Conv2d(4, 4, 1, bias=False), nn.Dropout(), nn.ReLU(), nn.Conv2d(4, 2, 1, 2)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.same(self.reflect(x))
+        return self.tail(self.chain(x) + self.twice(x))
+
+
+def test_convolutions_out_of_the_ordinary_stay_as_they_are() -> None:
+    model = lived_in(Odd())
+    ready, image = faster(model), torch.randn(2, 3, 9, 8)
+    with torch.inference_mode():
+        assert torch.allclose(ready(image), model(image), atol=1e-5)
+    assert kinds(ready, nn.Conv2d) == 3 and kinds(ready, PointwiseConv, OrderedConv) == 2
+
+
+@pytest.mark.parametrize("reason", ["no oneDNN", "float64"])
+def test_where_it_cannot_be_the_network_is_only_folded(reason: str, monkeypatch) -> None:
+    model, image = lived_in(searchnets()["mbconv_3x3"]), torch.randn(1, 3, 20, 20)
+    if reason == "float64":
+        model, image = model.double(), image.double()
+    else:
+        monkeypatch.setattr(fast, "_onednn_works", lambda: False)
+    ready = faster(model)
+    assert kinds(ready, OrderedConv, SummingCell) == 0 == norms(ready)
+    with torch.inference_mode():
+        assert torch.allclose(ready(image), model(image), atol=1e-4)
+
+
+def test_a_broken_onednn_is_noticed(monkeypatch) -> None:
+    assert fast._onednn_works()
+    monkeypatch.setattr(fast, "CONVOLVE", lambda x, *_: x)
+    assert not fast._onednn_works.__wrapped__()
+
+
+@pytest.fixture(scope="module")
+def unet() -> nn.Module:
+    task = pet("class")
+    torch.manual_seed(0)
+    model = lived_in(UNet((4, 8), len(task.classes)))
+    nn.init.zeros_(model.head.bias)
+    model.config = ModelConfig("unet", {}, task.classes, task.colors, (32, 24))
+    return model
+
+
+def test_onnxruntime_gives_the_same_masks(unet) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    photos = [np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8) for seed in range(3)]
+    pictures = [Image.fromarray(photo) for photo in photos]
+    one, other = (Segmenter(unet, "cpu", backend) for backend in ("torch", "onnxruntime"))
+    for wanted, found in zip(one.masks(pictures), other.masks(pictures), strict=True):
+        assert np.mean(wanted != found) < 0.01 and len(np.unique(wanted)) > 1
+
+
+def test_backends_that_cannot_be_say_so(unet, monkeypatch) -> None:
+    with pytest.raises(ValueError, match="backend must be torch or onnxruntime, got 'tensorrt'"):
+        Segmenter(unet, "cpu", "tensorrt")
+    with pytest.raises(ValueError, match="runs on the CPU, not on meta"):
+        Segmenter(copy.deepcopy(unet), "meta", "onnxruntime")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(RuntimeError, match="onnxruntime is not installed: pip install onnx onnxscript"):
+        Segmenter(unet, "cpu", "onnxruntime")
