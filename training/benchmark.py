@@ -5,6 +5,7 @@
   python -m training.benchmark retrain    one retraining step of a SEARCH-Net and of the UNet
   python -m training.benchmark page       the page under load, over HTTP (training/load.py)
   python -m training.benchmark start      what a user waits for until the first mask (training/startup.py)
+  python -m training.benchmark memory     peak memory of a search step by what saves it (training/memory.py)
 
 Each of the first three prints medians with their spread, parameters, MACs and peak memory of the process;
 the networks of a table are timed in turns, so that a busy moment of the machine hits all of them.
@@ -36,6 +37,7 @@ from searchseg.genotype import random_genotype
 from searchseg.mixed import MixedOp
 from searchseg.network import SearchNet, UShapeConfig, USpace
 from training.darts import Darts
+from training.memory import add_memory_measurements, benchmark_memory
 from training.options import Manual, machine
 from training.presets import PRESETS, RECIPES
 from training.retrain import Training
@@ -222,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m training.benchmark", description=__doc__, formatter_class=Manual
     )
-    commands = parser.add_subparsers(required=True, metavar="segment|search|retrain|page|start")
+    commands = parser.add_subparsers(required=True, metavar="segment|search|retrain|page|start|memory")
     for call in (segment, search, retrain):
         sub = commands.add_parser(call.__name__, help=call.__doc__, formatter_class=Manual)
         sub.add_argument("--runs", type=int, default=20 if call is segment else 5, help="timed calls of each")
@@ -243,6 +245,9 @@ def main(argv: list[str] | None = None) -> int:
     sub.add_argument("--turns", type=int, default=5, help="starts of the page")
     sub.add_argument("--model", default="searchnet-pet-lite", help="name of the network on the page")
     sub.set_defaults(call=start)
+    sub = commands.add_parser("memory", help=benchmark_memory.__doc__, formatter_class=Manual)
+    add_memory_measurements(sub)
+    sub.set_defaults(call=benchmark_memory)
     args = parser.parse_args(argv)
     return args.call(args) or 0
 
