@@ -88,7 +88,7 @@ def read_image(source: Image.Image | str | os.PathLike[str] | bytes | np.ndarray
     if isinstance(source, Image.Image):
         return _decode(source)
     if isinstance(source, np.ndarray):
-        return _decode(_from_array(source))
+        return _decode(_from_array(source), ours=True)
     if isinstance(source, (str, os.PathLike)):
         source = _read_file(source)
     if not isinstance(source, bytes):
@@ -97,7 +97,7 @@ def read_image(source: Image.Image | str | os.PathLike[str] | bytes | np.ndarray
             f"but this is of type {type(source).__name__}. Give one of these."
         )
     with _open(source) as image:
-        return _decode(image)
+        return _decode(image, ours=True)
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:
@@ -203,11 +203,13 @@ def _check_size(width: int, height: int) -> None:
         raise ImageError(TOO_MANY_PIXELS)
 
 
-def _decode(image: Image.Image) -> Image.Image:
+def _decode(image: Image.Image, ours: bool = False) -> Image.Image:
+    """The upright RGB picture. The pixels of an image that is `ours` are taken over, not copied."""
     with _decoder_errors():
         _check_size(*image.size)
         image.load()
-        rgb = _to_rgb(image)
+        plain = ours and image.mode == "RGB" and not image.has_transparency_data
+        rgb = image._new(image.im) if plain else _to_rgb(image)
         orientation = ORIENTATIONS.get(_orientation(image.info.get("exif")))
         upright = rgb if orientation is None else rgb.transpose(orientation)
         upright.info = {}  # no comment, place or owner travels on into what is made of the picture

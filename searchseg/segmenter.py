@@ -23,7 +23,8 @@ from searchseg.onnx import OnnxNetwork
 from searchseg.pretrained import fingerprint, from_pretrained
 
 BACKENDS = ("torch", "onnxruntime")
-BAND_VALUES = 4_000_000  # class scores held at full width at a time; bounds memory for large photos
+BAND_VALUES = 2**17  # of one class at full width at a time: bounds memory, and stays in the cache
+GPU_BAND_VALUES = 2**22
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth
@@ -48,7 +49,9 @@ class Segmentation:
 
     def colored(self) -> Image.Image:
         """The mask as an RGB picture in the colours of the classes."""
-        return Image.fromarray(np.array([_rgb(c) for c in self.colors], np.uint8)[self.mask])
+        picture = self.mask_image()
+        picture.putpalette([value for color in self.colors for value in _rgb(color)])
+        return picture.convert("RGB")
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
         """The picture with the coloured mask over it; `opacity` 0 shows the picture, 1 the mask alone."""
@@ -62,9 +65,9 @@ class Segmentation:
         unknown = [name for name in wanted if name not in self.classes]
         if unknown:
             raise ValueError(f"no class {unknown[0]!r}; the classes are {', '.join(self.classes)}")
-        opaque = np.array([name in wanted for name in self.classes])
+        opaque = [255 if name in wanted else 0 for name in self.classes]
         picture = self.image.convert("RGBA")
-        picture.putalpha(Image.fromarray(np.where(opaque[self.mask], 255, 0).astype(np.uint8)))
+        picture.putalpha(self.mask_image().point(opaque + [0] * (256 - len(opaque))))
         return picture
 
     def mask_image(self) -> Image.Image:
@@ -164,24 +167,42 @@ class Segmenter:
 def class_ids(scores: Tensor, height: int, width: int) -> np.ndarray:
     """Scores (K, h, w) to the best class of every pixel of a (height, width) picture, as uint8.
 
-    The scores are upsampled bilinearly, a band of rows at a time: the mask of a 40-megapixel photo needs no
+    The scores are upsampled bilinearly, a band of rows at a time: first in width, where a band has few rows,
+    then in height. A band stays in the processor's cache, and the mask of a 40-megapixel photo needs no
     40-megapixel scores.
     """
-    classes, rows, _ = scores.shape
+    if len(scores) == 2:  # which one is larger is the sign of the difference
+        scores = scores[1:] - scores[:1]
+    rows = scores.shape[1]
     source = ((torch.arange(height, device=scores.device) + 0.5) * rows / height - 0.5).clamp(0, rows - 1)
-    above = source.floor().long()
+    above = source.long()
     below = (above + 1).clamp_max(rows - 1)
-    share = (source - above).view(1, -1, 1)
-    band = max(1, BAND_VALUES // (classes * width))
-    mask = np.empty((height, width), np.uint8)
+    share = (source - above).view(-1, 1)
+    values = BAND_VALUES if scores.device.type == "cpu" else GPU_BAND_VALUES
+    band = max(1, values // (width * max(1, -(-rows // height))))
+    mask = torch.empty((height, width), dtype=torch.uint8, device=scores.device)
     for top in range(0, height, band):
-        part = slice(top, top + band)
-        lines = torch.lerp(scores[:, above[part]], scores[:, below[part]], share[:, part])
-        wide = F.interpolate(lines[None], size=(lines.shape[1], width), mode="bilinear", align_corners=False)[
-            0
-        ]
-        mask[part] = wide.argmax(0).to(torch.uint8).cpu().numpy()
-    return mask
+        part = slice(top, min(top + band, height))
+        first, last = int(above[part.start]), int(below[part.stop - 1]) + 1
+        lines = scores[None, :, first:last]
+        size = (last - first, width)
+        wide = F.interpolate(lines, size=size, mode="bilinear", align_corners=False)[0]
+        _best(wide, above[part] - first, below[part] - first, share[part], mask[part])
+    return mask.cpu().numpy()
+
+
+def _best(wide: Tensor, above: Tensor, below: Tensor, share: Tensor, mask: Tensor) -> None:
+    """Write the ids of the largest of `wide` (K, rows, W), interpolated between its rows, to `mask`; a single
+    score is that of class 1 above that of class 0."""
+    best = torch.lerp(wide[0, above], wide[0, below], share)
+    if len(wide) == 1:
+        torch.gt(best, 0, out=mask.view(torch.bool))
+        return
+    mask.zero_()
+    for number, line in enumerate(wide[1:], start=1):
+        other = torch.lerp(line[above], line[below], share)
+        mask.masked_fill_(other > best, number)
+        torch.maximum(best, other, out=best)
 
 
 def _rgb(color: str) -> tuple[int, int, int]:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -204,17 +206,52 @@ def test_a_full_disk_leaves_no_half_of_a_result(model, photos, monkeypatch, caps
     assert tree(Path("out")) == {} and "written: No space left on device." in capsys.readouterr().err
 
 
-def test_ctrl_c_keeps_what_is_done(model, photos, monkeypatch, capsys):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_keeps_what_is_done(model, photos, monkeypatch, capsys, threads):
     real = segment.write_atomically
 
     def stop(path: Path, content: bytes) -> None:
         real(path, content)
-        raise KeyboardInterrupt
+        if path.name.startswith("a.jpg"):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.1)  # until the main thread has heard it
 
+    for seed in range(20):
+        draw(photos / f"z{seed:02}.png", seed=seed)
     monkeypatch.setattr(segment, "write_atomically", stop)
+    monkeypatch.setattr(segment.torch, "get_num_threads", lambda: threads)
     assert run(model, "photos", "--out", "out") == 130
-    assert list(tree(Path("out"))) == ["photos/a.jpg.mask.png"]
-    assert "run the same command again" in capsys.readouterr().err
+    done = sorted(tree(Path("out")))
+    assert 1 <= len(done) <= 2 if threads == 1 else len(done) < 20
+    told = capsys.readouterr()
+    assert f"out: {len(done)} segmented" in told.out and "run the same command again" in told.err
+    assert run(model, "photos", "--out", "out") == 1 and len(tree(Path("out"))) == 23
+
+
+def test_pictures_side_by_side_give_the_same_and_faults_in_order(model, photos, capsys):
+    for seed in range(12):
+        draw(photos / f"{seed:02}.png", seed=seed)
+    (photos / "05.png").write_bytes(b"not a picture")
+    told, threads = [], torch.get_num_threads()
+    for workers, out in ((1, "one"), (3, "three")):
+        torch.set_num_threads(workers)
+        assert run(model, "photos", "--out", out) == 1 and torch.get_num_threads() == workers
+        torch.set_num_threads(threads)
+        told.append(capsys.readouterr().err)
+    assert tree(Path("one")) == tree(Path("three")) and len(tree(Path("one"))) == 14
+    assert told[0] == told[1] and told[0].index("05.png") < told[0].index("bad.png")
+
+
+def test_two_pictures_are_really_under_way_at_a_time(model, photos, monkeypatch):
+    meeting, real = threading.Barrier(2), segment.write_atomically
+
+    def meet(path: Path, content: bytes) -> None:
+        meeting.wait(timeout=20)
+        real(path, content)
+
+    monkeypatch.setattr(segment, "write_atomically", meet)
+    monkeypatch.setattr(segment.torch, "get_num_threads", lambda: 2)
+    assert run(model, "photos/a.jpg", "photos/a.png", "--out", "out") == 0
 
 
 def test_the_manual_names_endings_statuses_and_the_token(capsys):

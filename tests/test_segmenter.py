@@ -141,24 +141,26 @@ def check_against_the_whole(mask: np.ndarray, scores: Tensor) -> None:
 )
 def test_bands_give_the_classes_of_the_whole(size, band_values, monkeypatch):
     monkeypatch.setattr(module, "BAND_VALUES", band_values)
-    for classes, height, width in ((3, 12, 16), (2, 1, 1), (11, 5, 2)):
+    for classes, height, width in ((3, 12, 16), (2, 12, 16), (2, 1, 1), (11, 5, 2)):
         scores = torch.randn((classes, height, width), generator=torch.Generator().manual_seed(classes))
         mask = class_ids(scores, *size)
         assert mask.shape == size and mask.dtype == np.uint8
         check_against_the_whole(mask, scores)
 
 
-def test_a_band_holds_no_more_than_its_bound(monkeypatch):
-    monkeypatch.setattr(module, "BAND_VALUES", 3 * 64 * 5)
-    seen, interpolate = [], F.interpolate
+@pytest.mark.parametrize("height", [5, 48])
+def test_a_band_holds_no_more_than_its_bound(monkeypatch, height):
+    bound = 64 * 5 if height == 48 else 64 * 2 * 3  # 12 rows of scores become 5: a band has 3 rows of each
+    monkeypatch.setattr(module, "BAND_VALUES", bound)
+    seen, best = [], module._best
 
-    def count(*arguments: object, **options: object) -> Tensor:
-        seen.append(interpolate(*arguments, **options))
-        return seen[-1]
+    def count(wide: Tensor, *arguments: Tensor) -> None:
+        seen.append(max(wide[0].numel(), arguments[-1].numel()))
+        best(wide, *arguments)
 
-    monkeypatch.setattr(module.F, "interpolate", count)
-    class_ids(torch.randn(3, 12, 16), 48, 64)
-    assert len(seen) == 10 and max(wide.numel() for wide in seen) <= 3 * 64 * 5
+    monkeypatch.setattr(module, "_best", count)
+    class_ids(torch.randn(3, 12, 16), height, 64)
+    assert len(seen) == {48: 10, 5: 3}[height] and max(seen) <= {48: 64 * 5, 5: 64 * 6}[height]
 
 
 @pytest.mark.parametrize("classes", [2, 255])
