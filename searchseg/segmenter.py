@@ -21,6 +21,7 @@ from searchseg.fold import folded
 from searchseg.images import read_image
 from searchseg.onnx import OnnxNetwork
 from searchseg.pretrained import fingerprint, from_pretrained
+from searchseg.task import IGNORE
 
 BACKENDS = ("torch", "onnxruntime")
 BAND_VALUES = 2**17  # of one class at full width at a time: bounds memory, and stays in the cache
@@ -156,12 +157,15 @@ class Segmenter:
         return Segmentation(picture, mask, self.config.classes, self.config.colors, seconds)
 
     @torch.inference_mode()
-    def masks(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+    def masks(self, pictures: Sequence[Image.Image], sure: float = 0.0) -> list[np.ndarray]:
         """(H, W) uint8 class ids of upright RGB pictures of any sizes, which go through the network as one
-        batch."""
+        batch; 255 where the best class has a probability below `sure`."""
         batch = torch.stack([self.config.tensor(picture) for picture in pictures])
         scores = self._faster(batch.to(self.device, memory_format=torch.channels_last)).float()
-        return [class_ids(s, p.height, p.width) for s, p in zip(scores, pictures, strict=True)]
+        masks = [class_ids(s, p.height, p.width) for s, p in zip(scores, pictures, strict=True)]
+        for mask, own in zip(masks, scores, strict=True) if sure else ():
+            mask[doubtful(own, *mask.shape, sure)] = IGNORE
+        return masks
 
 
 def class_ids(scores: Tensor, height: int, width: int) -> np.ndarray:
@@ -189,6 +193,17 @@ def class_ids(scores: Tensor, height: int, width: int) -> np.ndarray:
         wide = F.interpolate(lines, size=size, mode="bilinear", align_corners=False)[0]
         _best(wide, above[part] - first, below[part] - first, share[part], mask[part])
     return mask.cpu().numpy()
+
+
+def doubtful(scores: Tensor, height: int, width: int, sure: float) -> np.ndarray:
+    """Where the best class of scores (K, h, w) has a probability below `sure`: (height, width) bool; the
+    probabilities are upsampled bilinearly."""
+    best = scores.softmax(0).amax(0)[None, None]
+    return (
+        (F.interpolate(best, (height, width), mode="bilinear", align_corners=False)[0, 0] < sure)
+        .cpu()
+        .numpy()
+    )
 
 
 def _best(wide: Tensor, above: Tensor, below: Tensor, share: Tensor, mask: Tensor) -> None:

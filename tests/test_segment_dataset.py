@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hub_fixture import run_with_hub, start_with_hub
 from PIL import Image
 from test_segment_command import save_model
@@ -95,6 +96,28 @@ def test_every_row_has_the_mask_of_the_segmenter_or_a_reason(model, data, tmp_pa
     errors = capsys.readouterr().err
     assert f"train, row {BAD} ({BAD}.jpg): {REASON}" in errors and f"train, row {NOTHING}" in errors
     assert "error: 2 of 50 pictures have no mask" in errors
+
+
+def test_where_the_network_doubts_the_value_is_255(model, data, tmp_path, capsys):
+    words = ["--data", data, "--model", model, "--split", "test[:3]"]
+    assert run(*words, "--out", tmp_path / "all") == 0
+    segmenter = searchseg.Segmenter.from_pretrained(model, device="cpu")
+    with torch.inference_mode():
+        image = segmenter.config.tensor(Image.open(io.BytesIO(picture(1000))))[None]
+        best = segmenter.model(image).softmax(1).amax(1, keepdim=True)
+    wide = torch.nn.functional.interpolate(best, (48, 64), mode="bilinear")[0, 0].numpy()
+    sure = round(float(np.median(wide)), 4)
+    assert run(*words, "--out", tmp_path / "sure", "--sure", sure) == 0
+    rows = [loaded(tmp_path / name, tmp_path / name)["test_3"][0] for name in ("all", "sure")]
+    every, certain = (np.array(row["mask"]) for row in rows)
+    doubt = certain == 255
+    assert 0.3 < doubt.mean() < 0.7 and np.array_equal(every[~doubt], certain[~doubt])
+    assert np.mean(doubt != (wide < sure)) < 0.01
+    assert sum(rows[1]["shares"]) == pytest.approx(1 - doubt.mean()) and len(rows[1]["shares"]) == 3
+    assert f"a probability below {sure}" in (tmp_path / "sure" / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        run(*words, "--out", tmp_path / "none", "--sure", "1.5")
+    assert "'1.5' is not a probability" in capsys.readouterr().err
 
 
 def test_without_bad_pictures_the_status_is_zero(model, data, tmp_path):

@@ -30,6 +30,7 @@ ground truth.
 |---|---|
 | model | {model}{commit}, fingerprint `{fingerprint}` |
 | source | {data}{revision} |
+| value 255 | {doubt} |
 
 | split | rows | without a mask |
 |---|---|---|
@@ -86,6 +87,7 @@ def mask_card(
     body = CARD.format(
         **{key: contents[key] for key in ("model", "data", "fingerprint")},
         commit=f" at commit `{contents['commit']}`" if contents["commit"] else "",
+        doubt=f"the class has a probability below {contents['sure']}" if contents["sure"] else "not used",
         revision=f" at revision `{contents['revision']}`" if contents["revision"] else "",
         splits=table((split, rows, faults[split]) for split, rows in contents["rows"].items()),
         columns=table((f"`{column}`", COLUMNS[column]) for column in columns),

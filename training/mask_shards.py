@@ -80,12 +80,14 @@ class Shard:
             return False
 
     def write(
-        self, rows: Any, segmenter: Segmenter, batch_size: int, with_image: bool, folders: Sequence[Path]
-    ) -> None:
-        """Segment these rows of the split and let the file appear whole; `folders` as in `segmented`."""
+        self, rows: Any, segmenter: Segmenter, batch_size: int, with_image: bool, folders: Sequence[Path],
+        sure: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Segment these rows of the split and let the file appear whole; `folders` and `sure` as in
+        `segmented`."""
         numbers = range(self.start, self.stop)
         numbered = zip(numbers, rows.select(numbers), strict=True)
-        results = segmented(segmenter, numbered, batch_size, with_image, folders)
+        results = segmented(segmenter, numbered, batch_size, with_image, folders, sure)
         schema = features(with_image).arrow_schema
         replace_whole(self.path, lambda file: write_parquet(file, results, schema))
 
@@ -127,19 +129,22 @@ def segmented(
     batch_size: int,
     with_image: bool,
     folders: Sequence[Path],
+    sure: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Rows of the result for numbered rows of the source; `batch_size` of them are one batch.
 
-    A picture that is not in its row, but in a file, is read only where that file lies in one of `folders`.
+    Pixels whose class has a probability below `sure` are 255 and belong to no share. A picture that is not in
+    its row, but in a file, is read only where that file lies in one of `folders`.
     """
     while batch := list(islice(rows, batch_size)):
         results = [
             {"row": number, "name": _name(row), **_read(row["image"] or {}, folders)} for number, row in batch
         ]
         good = [result for result in results if result["error"] is None]
-        masks = segmenter.masks([result["picture"] for result in good]) if good else []
+        masks = segmenter.masks([result["picture"] for result in good], sure) if good else []
         for result, mask in zip(good, masks, strict=True):
-            counts = np.bincount(mask.ravel(), minlength=len(segmenter.config.classes))
+            classes = len(segmenter.config.classes)
+            counts = np.bincount(mask.ravel(), minlength=classes)[:classes]
             result |= {"mask": {"bytes": _png(mask), "path": None}, "shares": (counts / mask.size).tolist()}
         for result in results:
             del result["picture"]

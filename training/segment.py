@@ -8,11 +8,14 @@ examples:
   python -m training.segment --data me/photos --model me/net --out runs/masks
   accelerate launch --num_processes 2 --cpu -m training.segment --data photos --model me/net --out runs/masks
   accelerate launch --num_processes 4 -m training.segment --resume runs/masks --push-to-hub me/masks
+  python -m training.segment --data me/photos --model me/net --sure 0.9 --with-image --out runs/pseudo
+    (then python -m training.retrain --pseudo runs/pseudo ... learns from them)
 
 what it leaves in --out: README.md and data/*.parquet, which datasets.load_dataset(OUT) opens, with columns
   row     number of the row in its split of the source
   name    what the source calls the picture, if anything
-  mask    8-bit grey PNG of the upright picture's size; the value of a pixel is the id of its class
+  mask    8-bit grey PNG of the upright picture's size; the value of a pixel is the id of its class, or with
+          --sure 255 where the network doubts
   shares  parts of the picture, 0 to 1, that the classes cover, by id
   error   why there is no mask
 and with --with-image the picture, its bytes as they were.
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> Non
     contents = {
         "model": dataset_name(args.model), "commit": segmenter.commit, "fingerprint": segmenter.fingerprint,
         "data": dataset_name(args.data), "revision": revision,
-        "rows": {split: len(rows) for split, rows in splits.items()},
+        "rows": {split: len(rows) for split, rows in splits.items()}, "sure": args.sure,
     }  # fmt: skip
     refuse_mixture(begun, contents)
     record_settings(args, accelerator, command, contents=contents)
@@ -93,7 +96,7 @@ def contents_of(out: Path) -> dict[str, Any] | None:
 def refuse_mixture(begun: dict[str, Any] | None, contents: dict[str, Any]) -> None:
     """TaskError when a run would continue with another model or other data than it began with."""
     for key, value in contents.items() if begun else ():
-        if begun[key] != value:
+        if begun.get(key, 0.0) != value:  # a run of before --sure had none
             raise TaskError(
                 f"this run began with {key} {begun[key]}, which is now {value}: bring back the first, "
                 "or start a new run with another --out"
@@ -146,7 +149,7 @@ def segment_shards(
     )  # fmt: skip
     with bar:
         for shard in mine:
-            shard.write(splits[shard.split], segmenter, args.batch_size, args.with_image, folders)
+            shard.write(splits[shard.split], segmenter, args.batch_size, args.with_image, folders, args.sure)
             bar.update(len(shard))
     accelerator.wait_for_everyone()
 
@@ -206,6 +209,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def probability(text: str) -> float:
+    try:
+        if 0 <= (value := float(text)) < 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a probability from 0 to below 1")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line; its help is the manual."""
     top = argparse.ArgumentParser("python -m training.segment", description=__doc__, formatter_class=Manual)
@@ -226,6 +238,10 @@ def parser() -> argparse.ArgumentParser:
         "--resume", type=Path, metavar="OUT", help="continue this folder with its own settings"
     )
     result.add_argument("--shard-rows", type=positive, help="rows a file; by default a 64th, 16 to 1000")
+    result.add_argument(
+        "--sure", type=probability, default=0.0, metavar="P",
+        help="value 255 for pixels whose class has a probability below P, 0.9 say: for self-training",
+    )  # fmt: skip
     result.add_argument("--with-image", action="store_true", help="keep the pictures beside their masks")
     result.add_argument("--push-to-hub", type=hub_id, metavar="USER/NAME", help="also upload it as a dataset")
     result.add_argument("--private", action="store_true", help="keep the uploaded dataset private")
