@@ -164,7 +164,7 @@ class Segmenter:
         scores = self._faster(batch.to(self.device, memory_format=torch.channels_last)).float()
         masks = [class_ids(s, p.height, p.width) for s, p in zip(scores, pictures, strict=True)]
         for mask, own in zip(masks, scores, strict=True) if sure else ():
-            mask[doubtful(own, *mask.shape, sure)] = IGNORE
+            mask[doubtful(own, mask.shape[0], mask.shape[1], sure)] = IGNORE
         return masks
 
 
