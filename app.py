@@ -43,10 +43,20 @@ Put one, a folder with `config.json` and `model.safetensors`, into `hub/models` 
 
 THEME = gr.themes.Default(
     primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+).set(  # gradio's small text has a contrast of 2.6 on white; WCAG wants 4.5
+    body_text_color_subdued="*neutral_500",
+    block_info_text_color="*neutral_500",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
 )
+# around the page, where style.css, which gradio bounds to what is inside, does not reach
+FRAME = """@media (max-width: 640px) {
+  .main.fillable.app { padding: 16px 12px !important; }
+  footer .divider { display: none; } /* the link to the API, left of it, is not shown here */
+}"""
 LAUNCH: dict[str, Any] = {
     "theme": THEME, "css_paths": [HERE / "page" / "style.css"],
-    "head": f"<script>{(HERE / 'page' / 'elements.js').read_text()}</script>",
+    "head": f"<style>{FRAME}</style><script>{(HERE / 'page' / 'elements.js').read_text()}</script>",
     "footer_links": ["api", "settings"], "run_history": False, "ssr_mode": False,
     # every call of the API is a session, and what has changed in it is kept
     "state_session_capacity": 200,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import gradio as gr
 import torch
 
 import searchseg
+from page.programs import documented
 from page.segment import SegmentTab
 from page.shelf import Model, Shelf
 from page.views import quiet, table, warning
@@ -74,12 +76,10 @@ class ArchitectureTab:
         """Describe a network.
 
         Parameters:
-            model: name of the network
+            model: name of the network; a wrong one is answered with those there are
         Returns:
             drawing: SVG of the whole network
-            description: architecture, arguments, parameters, macs for one picture of image_size (height,
-                width), genotype or null, parts (name, parameters, macs and the shape (C, H, W) that each
-                gives), commit or null
+            description: parameters, macs at image_size (height, width), the same of all parts, genotype
         """
         chosen = self.model(model)
         network = network_of(chosen)
@@ -143,7 +143,7 @@ class ArchitectureTab:
         ]
         seen = " × ".join(map(str, model.config.image_size))
         facts = f"{model.parameters:,} parameters, {model.macs / 1e9:.3f} GMACs for a picture of {seen}."
-        numbers = table(("part", "parameters", "MACs", "gives (channels × height × width)"), rows, (1, 2, 3))
+        numbers = table(("part", "parameters", "MACs", "C × H × W"), rows, (1, 2, 3))
         shown = f"{quiet(facts)}{portrait(network)}{_cells(model)}{numbers}"
         return f"<architecture-view>{shown}</architecture-view>"
 
@@ -163,8 +163,8 @@ def _cells(model: Model) -> str:
         for name in CELL_NAMES
     )
     sections = "".join(
-        f'<section data-cell="{name}" hidden><div class="drawing">{draw_cell(model.genotype, name)}</div>'
-        f"{quiet(describe_cell(model.genotype, name))}</section>"
+        f'<section data-cell="{name}" hidden>{draw_cell(model.genotype, name)}'
+        f"<p>{escape(describe_cell(model.genotype, name))}</p></section>"
         for name in CELL_NAMES
     )
     hint = quiet("Open a cell: click it in the drawing or here.")
@@ -198,5 +198,6 @@ def lay_out(shelf: Shelf) -> tuple[gr.Dropdown, Any]:
         name = gr.Textbox(default.name, label="Network")
         drawing, description = gr.Textbox(label="Drawing"), gr.JSON(label="Description")
         run = gr.Button()
+    documented(tab.architecture, [name], [drawing, description])
     run.click(tab.architecture, name, [drawing, description], api_name="architecture", queue=False)
     return model, lambda demo: demo.load(tab.show, model, outputs, **private)

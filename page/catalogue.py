@@ -11,7 +11,7 @@ from hub.list import HubModel, list_models
 from hub.remote import PublishError
 from page.shelf import Model, Shelf
 from page.uploads import without_paths
-from page.views import quiet, table, warning
+from page.views import in_words, quiet, table, warning
 from searchseg import PretrainedError
 
 HEAD = ("name", "from", "network", "task", "mIoU", "parameters", "MACs", "seconds here")
@@ -69,7 +69,7 @@ class CatalogueTab:
     def _costs(self, model: Model) -> tuple[str, str]:
         """MACs, and seconds on this machine where the network has run or is one of the page's own."""
         try:
-            macs = f"{model.macs / 1e9:.2f} G"
+            macs = in_words(model.macs)
             if model.source != "Hub" and model.name not in self.shelf.seconds:
                 self.shelf.load(model.name)
         except (PretrainedError, RuntimeError, MemoryError):  # one bad model is one row, not the end of all

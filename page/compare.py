@@ -12,10 +12,11 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from page.programs import documented
 from page.segment import SegmentTab
 from page.shelf import Model, Shelf
 from page.uploads import only_uploads, refuse, save, stays
-from page.views import picture_view, quiet, table, view
+from page.views import in_words, picture_view, quiet, table, view
 from searchseg import Segmentation
 
 MOST_MODELS = 6
@@ -84,11 +85,10 @@ class CompareTab:
 
         Parameters:
             picture: the picture as an uploaded file, or over MCP as a data: URL; no web address is fetched
-            models: names of two to six networks
+            models: names of two to six networks; a wrong one is answered with those there are
         Returns:
             difference: 8-bit grey PNG of the upright picture's size, 255 where the networks differ, else 0
-            report: per model commit, parameters, macs, published_miou, seconds and classes with their shares;
-                agreement of each pair and the differing share of the picture, both from 0 to 1
+            report: commit, parameters, macs, published_miou, seconds, classes per model; agreement; differing
         """
         found = self.run(picture, models)
         difference = Image.fromarray(np.where(found.differs, 255, 0).astype(np.uint8))
@@ -113,7 +113,7 @@ class CompareTab:
         views.append(f"<div><h3>Where they differ</h3>{map_of}</div>")
         head = ("network", "parameters", "MACs", "seconds, this picture", "published mIoU")
         rows = [
-            (m.title, f"{m.parameters:,}", f"{m.macs / 1e9:.2f} G", f"{r.seconds:.3f}",
+            (m.title, f"{m.parameters:,}", in_words(m.macs), f"{r.seconds:.3f}",
              "" if m.miou is None else f"{m.miou:.4f}")
             for m, r in zip(found.models, found.results, strict=True)
         ]  # fmt: skip
@@ -147,6 +147,8 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
         names: Any = gr.JSON(first_two(shelf), label="Networks")
         difference, report = stays(gr.File(label="Difference")), gr.JSON(label="Report")
         run = gr.Button()
+    names.api_info = lambda: {"type": "array", "items": {"type": "string"}}
+    documented(tab.compare, [source, names], [difference, report])
     run.click(tab.compare, [source, names], [difference, report], api_name="compare", **network)
     return models
 

@@ -37,6 +37,7 @@
       button { all: unset; padding: 7px 12px; cursor: pointer; }
       button:focus-visible, input:focus-visible { outline: 2px solid var(--color-accent); outline-offset: -2px; }
       button[aria-pressed=true] { background: var(--color-accent); color: #fff; }
+      .save { margin-left: auto; color: var(--link-text-color); text-decoration: underline; cursor: pointer; }
       label.range { display: flex; align-items: center; gap: 8px; flex: 1 1 180px; }
       input[type=range] { flex: 1; min-width: 90px; accent-color: var(--color-accent); }
       ul { list-style: none; margin: 0; padding: 0; display: grid; gap: 8px; }
@@ -95,9 +96,11 @@
         this.values[this.mode] = Number(this.range.value); this.paint(); } });
       this.caption = make("span");
       this.slider = make("label", { class: "range" }, this.caption, this.range);
+      this.save = make("button", { class: "save", type: "button", title: "The picture as it looks now, as PNG",
+        onclick: () => make("a", { href: this.canvas.toDataURL(), download: `segmented-${this.mode}.png` }).click() }, "Save view");
       const rows = this.classes.map((entry, id) => this.row(entry, id));
       const view = make("div", {}, stage, make("div", { class: "bar" },
-        make("div", { class: "modes", role: "group", "aria-label": "Way to look" }, ...this.buttons), this.slider),
+        make("div", { class: "modes", role: "group", "aria-label": "Way to look" }, ...this.buttons), this.slider, this.save),
         make("ul", { class: "legend", "aria-label": "Classes" }, ...rows));
       this.enter(this.mode);
       return view;

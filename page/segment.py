@@ -13,6 +13,7 @@ import gradio as gr
 from PIL import Image, ImageOps
 
 from page.examples import DRAWN, photo, rows_of_dataset
+from page.programs import documented
 from page.shelf import Model, Shelf
 from page.uploads import (
     GONE,
@@ -75,7 +76,7 @@ class SegmentTab:
 
         Parameters:
             picture: the picture as an uploaded file, or over MCP as a data: URL; no web address is fetched
-            model: name of the network that segments it
+            model: name of the network that segments it; a wrong one is answered with those there are
             opacity: of the colours in the overlay, from 0 (picture only) to 1 (colours only)
         Returns:
             overlay: PNG of the picture under the colours of its classes, at most 1600 pixels wide and high
@@ -177,8 +178,8 @@ def _pack(packed: zipfile.ZipFile, called: str, result: Segmentation) -> None:
 
 
 def _caption(name: str, result: Segmentation) -> str:
-    covered = [f"{key} {share:.0%}" for key, share in result.shares.items() if share > 0]
-    return f"{name[:40]}: {', '.join(covered)}"
+    shares = sorted(result.shares.items(), key=lambda item: (item[0] == "background", -item[1]))
+    return f"{', '.join(f'{key} {share:.0%}' for key, share in shares if share > 0)} · {name[:40]}"
 
 
 def no_downloads() -> list[gr.DownloadButton]:
@@ -206,8 +207,8 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
             about = gr.HTML(tab.describe(default.name), padding=True)
             button = gr.Button("Segment", variant="primary")
         with gr.Column(scale=3, min_width=300):
-            shown = gr.HTML(NOTHING_YET, elem_id="result", min_height=120)
-            facts = gr.HTML(elem_id="facts")
+            shown = gr.HTML(NOTHING_YET, elem_id="result", min_height=120, padding=False)
+            facts = gr.HTML(elem_id="facts", padding=False)
             with gr.Row():
                 buttons = [
                     stays(gr.DownloadButton(text, interactive=False, size="sm", min_width=120))
@@ -226,7 +227,14 @@ def lay_out(shelf: Shelf, network: dict[str, Any]) -> gr.Dropdown:
         several = gr.Button("Segment them all")
         told = gr.HTML()
         gallery = stays(
-            gr.Gallery(label="Results", columns=4, object_fit="contain", interactive=False, format="png")
+            gr.Gallery(
+                label="Results",
+                columns=4,
+                object_fit="contain",
+                height="auto",
+                interactive=False,
+                format="png",
+            )
         )
         archive = stays(gr.DownloadButton("All masks and cut-outs (zip)", interactive=False))
 
@@ -254,7 +262,7 @@ def _examples(picture: gr.Image) -> None:
         photos = gr.Gallery(
             visible=False, format="jpeg", columns=4, height=150, label="Click one", allow_preview=False
         )
-        credit = gr.HTML()
+        credit = gr.HTML(padding=False)
     more.click(rows_of_dataset, None, [photos, credit], api_visibility="private")
     photos.select(_chosen, None, picture, api_visibility="private")
 
@@ -272,6 +280,6 @@ def _endpoint(tab: SegmentTab, default: str, network: dict[str, Any]) -> None:
         overlay = stays(gr.Image(label="Overlay", format="png"))
         cutout, mask = stays(gr.Image(label="Cut-out", format="png")), stays(gr.File(label="Mask"))
         report, run = gr.JSON(label="Report"), gr.Button()
-    run.click(
-        tab.segment, [picture, model, opacity], [overlay, cutout, mask, report], api_name="segment", **network
-    )
+    inputs, outputs = [picture, model, opacity], [overlay, cutout, mask, report]
+    documented(tab.segment, inputs, outputs)
+    run.click(tab.segment, inputs, outputs, api_name="segment", **network)

@@ -52,7 +52,10 @@ def only_uploads(picture: gr.Image) -> gr.Image:
 
     _move_files_only(picture)
     picture.preprocess = path_of
-    picture.example_payload = lambda: {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
+    example = {"path": "picture.jpg", "url": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
+    picture.example_payload = lambda: (
+        example
+    )  # the page "Use via API" turns it into handle_file('picture.jpg')
     return picture
 
 

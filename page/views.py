@@ -13,6 +13,7 @@ from PIL import Image
 
 from searchseg import Segmentation
 
+MOST_COLUMNS = 4  # of a table on a phone
 DISPLAYED_SIDE = 1600  # longest side on the page; more pixels than a screen shows only cost time
 
 
@@ -66,14 +67,23 @@ def warning(sentence: str) -> str:
     return f'<p class="warning" role="alert">{escape(sentence)}</p>'
 
 
+def in_words(macs: int) -> str:
+    """Multiply-accumulates, such as "0.46 G" or "4.1 M"."""
+    return f"{macs / 1e9:.2f} G" if macs >= 1e8 else f"{macs / 1e6:.1f} M"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """A table of plain text; the columns `numbers` stand to the right."""
+    """A table of plain text; the columns `numbers` stand to the right. On a phone every row of one with many
+    columns is a list of its cells with their heads, see style.css."""
 
     def cells(row: Sequence[str], tag: str) -> str:
         return "".join(
-            f"<{tag}{' class=number' if place in numbers else ''}>{escape(cell)}</{tag}>"
+            f'<{tag}{" class=number" if place in numbers else ""} data-head="{escape(head[place])}">'
+            f"{escape(cell)}</{tag}>"
             for place, cell in enumerate(row)
         )
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table class="facts"><tr>{cells(head, "th")}</tr>{body}</table></div>'
+    top = f'<tr class="head">{cells(head, "th")}</tr>' if any(head) else ""
+    wide = " wide" if len(head) > MOST_COLUMNS else ""
+    return f'<div class="scroll"><table class="facts{wide}">{top}{body}</table></div>'

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import pandas
 
 import searchseg
 from hub.metadata import is_hub_id
 from hub.publish import PublishError, publish
+from page.curves import draw_curves
 from page.data import SHAPES, DataError, draw_shapes, unpack
+from page.shelf import read_metrics
 from page.training_run import BUSY, ROOT, Progress, RunError, TrainingRun, busy, fcntl
 from page.uploads import only_uploaded_files, refuse
 from page.views import quiet, table, warning
@@ -114,7 +115,7 @@ class WorkshopTab:
         return self.show(name)
 
     def show(self, name: str | None) -> tuple[Any, ...]:
-        """Chooser, timer, words, both plots, genotype, alphas and log of a run, and what can be pressed."""
+        """What the outputs show of a run: how it stands, what it found so far, and what can be pressed."""
         names = self.names()
         if name not in names:  # the one that is running, else the newest
             running = (run.name for run in TrainingRun.all(self.runs) if run.running)
@@ -122,7 +123,8 @@ class WorkshopTab:
         chooser = gr.Dropdown(choices=names, value=name)
         if name is None:
             off = gr.Button(interactive=False)
-            return chooser, gr.Timer(active=False), NO_RUN, None, None, "", "", "", off, off, off
+            hidden = gr.Column(visible=False)
+            return chooser, gr.Timer(active=False), NO_RUN, "", hidden, "", "", "", off, off, off
         run = TrainingRun(self.runs, name)
         progress = run.progress()
         state = progress.state
@@ -132,9 +134,9 @@ class WorkshopTab:
         return (
             chooser,
             gr.Timer(active=busy_now),
-            _words(name, progress),
-            _points(progress, "loss"),
-            _points(progress, "miou"),
+            _words(run, progress),
+            _curves(progress),
+            gr.Column(visible=True),
             drawn,
             draw_alpha(alpha) if alpha else "",
             progress.log,
@@ -223,34 +225,45 @@ def _without(sentence: str, token: str, folder: str) -> str:
     return clean.replace(token.strip(), "(token)") if (token or "").strip() else clean
 
 
-def _words(name: str, progress: Progress) -> str:
+def _words(run: TrainingRun, progress: Progress) -> str:
     left = progress.seconds_left
     done = f"{progress.epoch} of {progress.epochs or '?'} epochs"
-    facts = [("run", f"{name} {WORDS[progress.state]}"), ("stage", f"{progress.stage}, {done}")]
+    facts = [("run", f"{run.name} {WORDS[progress.state]}"), ("stage", f"{progress.stage}, {done}")]
     if left is not None:
         facts.append(("time left", f"about {left / 60:.0f} min" if left > 90 else f"about {left:.0f} s"))
     score = next((row["train_miou"] for row in reversed(progress.retrain) if "train_miou" in row), None)
     if score is not None:
         facts.append(("mIoU on training pictures", f"{score:.3f}"))
+    if progress.state == "finished":
+        miou = read_metrics(run.model).get("miou")
+        facts += [("mIoU on test pictures", f"{miou:.3f}")] if isinstance(miou, float) else []
+        facts.append(("next", "choose it in the other tabs, or publish it below"))
     return table(("", ""), facts)
 
 
-def _points(progress: Progress, what: str) -> pandas.DataFrame:
-    """One row per epoch and curve; retraining counts on where the search ended."""
-    curves = {
-        "weights": (progress.search, f"weight_{what}", 0),
-        "alpha": (progress.search, f"alpha_{what}", 0),
-        "retraining": (progress.retrain, f"train_{what}", len(progress.search)),
-    }
-    rows = [
-        (row["epoch"] + offset, row[key], name)
-        for name, (rows, key, offset) in curves.items()
+def _curves(progress: Progress) -> str:
+    """Loss and mIoU by epoch; retraining counts on where the search ended."""
+    stages = (
+        ("weights", progress.search, "weight", 0),
+        ("alpha", progress.search, "alpha", 0),
+        ("retraining", progress.retrain, "train", len(progress.search)),
+    )
+    drawn = (
+        draw_curves(
+            title, {name: _points(rows, f"{kind}_{what}", ahead) for name, rows, kind, ahead in stages}
+        )
+        for title, what in (("Loss", "loss"), ("mIoU", "miou"))
+    )
+    return f'<div class="curves">{"".join(drawn)}</div>'
+
+
+def _points(rows: list[dict[str, Any]], key: str, ahead: int) -> list[tuple[float, float]]:
+    """(epoch, value) of the rows that have both as numbers."""
+    return [
+        (row["epoch"] + ahead, row[key])
         for row in rows
         if isinstance(row.get(key), int | float) and isinstance(row.get("epoch"), int)
     ]
-    frame = pandas.DataFrame(rows, columns=["epoch", what, "of"])
-    # also without a row yet: the plot keeps the kinds of axes that it has seen first
-    return frame.astype({"epoch": float, what: float, "of": str})
 
 
 def lay_out(runs: Path) -> Any:
@@ -282,27 +295,26 @@ def lay_out(runs: Path) -> Any:
                 stop = gr.Button("Stop", interactive=False)
                 proceed = gr.Button("Continue", interactive=False)
             words = gr.HTML(NO_RUN, elem_id="progress")
-            curve: dict[str, Any] = {"x": "epoch", "color": "of", "height": 200}
-            loss = gr.LinePlot(y="loss", title="Loss", elem_id="curve-loss", **curve)
-            miou = gr.LinePlot(y="miou", title="mIoU", elem_id="curve-miou", **curve)
-    with gr.Accordion("The genotype now", open=True):
-        drawn = gr.HTML(elem_classes="drawing", apply_default_css=False, elem_id="growing")
-    with gr.Accordion("Alphas", open=False):
-        alphas = gr.HTML(elem_classes="drawing", apply_default_css=False)
-    with gr.Accordion("Log", open=False):
-        log = gr.Textbox(show_label=False, lines=10, elem_id="log", interactive=False)
-    with gr.Accordion("Publish on the Hub", open=False):
-        with gr.Row():
-            repo_id = gr.Textbox(label="Hub id", placeholder="me/my-network")
-            token = gr.Textbox(label="Token with write access", type="password")
-            private = gr.Checkbox(label="private")
-        if os.environ.get("OAUTH_CLIENT_ID"):  # a Space with hf_oauth
-            gr.LoginButton()
-        send = gr.Button("Publish", interactive=False)
-        sent = gr.HTML(elem_id="sent")
+            curves = gr.HTML(elem_id="curves", apply_default_css=False)
+    with gr.Column(visible=False) as details:
+        with gr.Accordion("The genotype now", open=True):
+            drawn = gr.HTML(elem_classes="drawing", apply_default_css=False, elem_id="growing")
+        with gr.Accordion("Alphas", open=False):
+            alphas = gr.HTML(elem_classes="drawing", apply_default_css=False)
+        with gr.Accordion("Log", open=False):
+            log = gr.Textbox(show_label=False, lines=10, elem_id="log", interactive=False)
+        with gr.Accordion("Publish on the Hub", open=False):
+            with gr.Row():
+                repo_id = gr.Textbox(label="Hub id", placeholder="me/my-network")
+                token = gr.Textbox(label="Token with write access", type="password")
+                private = gr.Checkbox(label="private")
+            if os.environ.get("OAUTH_CLIENT_ID"):  # a Space with hf_oauth
+                gr.LoginButton()
+            send = gr.Button("Publish", interactive=False)
+            sent = gr.HTML(elem_id="sent")
     timer = gr.Timer(REFRESH_SECONDS, active=False)
 
-    outputs = [chosen, timer, words, loss, miou, drawn, alphas, log, stop, proceed, send]
+    outputs = [chosen, timer, words, curves, details, drawn, alphas, log, stop, proceed, send]
     form = [name, source, dataset, revision, task, columns, classes, ignored, archive, preset, minutes]
     hidden: dict[str, Any] = {"api_visibility": "private"}
     quietly: dict[str, Any] = {"show_progress": "hidden", "queue": False, **hidden}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,13 @@ def browser() -> Iterator[playwright.Browser]:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of "rgb(r, g, b)"."""
+    red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", color)[:3])
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 class Visit:
@@ -99,6 +107,12 @@ class Visit:
         """What the canvas shows, (H, W, 4)."""
         address = self.view(where).evaluate("view => view.canvas.toDataURL()")
         return np.array(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGBA"))
+
+    def contrast(self, where: str) -> float:
+        """Of a text against the page behind it, as WCAG 2 defines it."""
+        found = "e => [getComputedStyle(e).color, getComputedStyle(document.body).backgroundColor]"
+        light = sorted(map(luminance, self.page.locator(where).first.evaluate(found)))
+        return (light[1] + 0.05) / (light[0] + 0.05)
 
     def shoot(self, screenshot: str) -> None:
         SCREENSHOTS.mkdir(exist_ok=True)

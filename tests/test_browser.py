@@ -99,6 +99,10 @@ def test_looking_closer_needs_no_new_run(open_tab: Open, folder: Path) -> None:
     assert (hidden[result.mask == 1] != colors[1]).any()
     view.get_by_text("Cut-out").click()
     assert np.array_equal(visit.pixels()[..., 3] > 0, result.mask == 1)
+    with visit.page.expect_download() as download:
+        view.get_by_role("button", name="Save view").click()
+    assert download.value.suggested_filename == "segmented-cutout.png"
+    assert np.array_equal(np.array(Image.open(download.value.path())), visit.pixels())
     view.get_by_text("Before / after").click()
     view.get_by_label("Place of the dividing line").fill("1")
     whole = visit.pixels()[:, :100, :3].astype(int) - np.array(result.image, int)[:, :100]
@@ -243,9 +247,8 @@ def test_models(open_tab: Open, scheme: str, width: int) -> None:
     visit = open_tab("Models", scheme, width)
     table = visit.page.locator("#models table")
     table.wait_for()
-    assert [line.split()[0] for line in table.inner_text().splitlines()[1:]] == [
-        "unet-tiny", "searchnet-tiny", "unet-damaged",
-    ]  # fmt: skip
+    names = table.locator("td:first-child").all_inner_texts()
+    assert [name.split()[-1] for name in names] == ["unet-tiny", "searchnet-tiny", "unet-damaged"]
     for wrong, told in (
         ("", "Type the id"),
         ("../x", "nor a Hub id"),
@@ -254,6 +257,9 @@ def test_models(open_tab: Open, scheme: str, width: int) -> None:
         visit.page.get_by_label("Hub id").last.fill(wrong)
         visit.page.get_by_role("button", name="Load").click()
         visit.page.locator("#loaded").get_by_text(told).wait_for()
+    room = table.evaluate("table => table.parentElement.scrollWidth - table.parentElement.clientWidth")
+    assert room == 0, "a part of the table is out of sight"
+    assert visit.contrast("#models .quiet") >= 4.5  # WCAG 2, level AA
     visit.leave(f"models-{scheme}-{width}")
 
 

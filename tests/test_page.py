@@ -209,6 +209,12 @@ def test_api_page_lists_three_endpoints(client: Client) -> None:
     assert endpoint["description"].startswith("Find the class of every pixel")
     assert [p["parameter_name"] for p in endpoint["parameters"]] == ["picture", "model", "opacity"]
     assert endpoint["parameters"][1]["parameter_default"] == "searchnet-tiny"
+    example = endpoint["parameters"][0]["example_input"]
+    assert example["url"] == "picture.jpg"  # which the page shows as handle_file('picture.jpg')
+    for endpoint in api["named_endpoints"].values():
+        told = [part["python_type"]["description"] for part in endpoint["parameters"] + endpoint["returns"]]
+        assert all(len(words) > 20 and "publicly available" not in words for words in told), told
+    assert api["named_endpoints"]["/compare"]["parameters"][1]["python_type"]["type"] == "list[str]"
 
 
 def test_models_are_listed_best_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import time
 import zipfile
@@ -19,6 +20,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from page import training_run, workshop
+from page.curves import draw_curves
 from page.data import DRAWN, DataError, draw_shapes, unpack
 from page.shelf import Shelf
 from page.training_run import RunError, TrainingRun, resume
@@ -84,7 +86,8 @@ def test_a_killed_run_goes_on_to_a_model(finished: TrainingRun, runs: Path) -> N
     assert progress.epoch == progress.epochs == len(progress.retrain) and progress.seconds_left is None
     assert str(runs) not in progress.log and "shapes" in progress.log
     shown = WorkshopTab(runs).show("shapes")
-    assert len(shown[3]) == 2 * len(progress.search) + len(progress.retrain)  # points of three curves
+    points = 2 * len(progress.search) + len(progress.retrain)  # of three curves, drawn for loss and mIoU
+    assert shown[3].count('r="3.5"') == 2 * points
     shelf = Shelf(runs / "nothing", runs)
     assert [model.name for model in shelf.models] == ["shapes"]
     result = shelf.load("shapes").segmenter(Image.new("RGB", (40, 30)))
@@ -125,6 +128,19 @@ def test_the_child_gets_no_token(runs: Path, monkeypatch: pytest.MonkeyPatch) ->
     run.start()
     assert "hf_secret" not in seen["env"].values() and seen["cwd"] == run.folder
     wait(lambda: run.state == "failed")
+
+
+def test_curves_show_the_first_epoch_and_where_each_value_lies() -> None:
+    """A plot of lines alone shows nothing of a run until its second epoch."""
+    one = draw_curves("Loss", {"weights": [(1, 1.8)], "alpha": [(1, 1.6)], "retraining": []})
+    heights = [float(y) for y in re.findall(r'cy="([\d.]+)" r="3.5"', one)]
+    assert len(heights) == 2 and heights[0] < heights[1], "the larger value stands higher"
+    assert 'aria-label="Loss by epoch, at last weights 1.800, alpha 1.600"' in one and "retraining" not in one
+    more = draw_curves("mIoU", {"<b>": [(1, 0.1), (2, 0.2), (4, float("nan")), (5, 0.4)]})
+    places = [float(x) for x in re.findall(r'cx="([\d.]+)" cy="[\d.]+" r="3.5"', more)]
+    assert places[1] - places[0] == pytest.approx((places[2] - places[1]) / 3, abs=0.1)
+    assert "&lt;b&gt;" in more and "<b>" not in more
+    assert draw_curves("Loss", {"weights": []}) == ""
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "A", "a b", "-a", "a" * 41, "ä", None])
