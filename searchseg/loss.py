@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-6
+Total = Callable[[Tensor], Tensor]
 
 
-def dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
+def _wide(logits: Tensor) -> Tensor:
+    """In single precision at least: sums over a batch need it."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _alone(sums: Tensor) -> Tensor:
+    return sums
+
+
+def dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255, total: Total = _alone) -> Tensor:
     """1 - 2 * sum(p * g) / (sum(p) + sum(g)), averaged over the classes (Zhu & Ma 2023; soft Dice of
     arXiv 1606.04797).
 
     logits (B, K, H, W) floating, target (B, H, W) integer class ids; pixels equal to `ignore_index` count
-    for nothing. Sums run over the whole batch. A class without a counted target pixel is left out of the
-    mean; a batch without any counted pixel gives 0 with a zero gradient. Returns a scalar in [0, 1],
-    float32. Raises ValueError on shapes that do not match.
+    for nothing. Sums run over the whole batch, and `total` makes those of all processes out of them: the loss
+    of a batch is not the mean of the losses of its parts. A class without a counted target pixel is left out
+    of the mean; a batch without any counted pixel gives 0 with a zero gradient. Returns a scalar in [0, 1],
+    float32 or wider. Raises ValueError on shapes that do not match.
     """
     if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(
@@ -24,29 +37,32 @@ def dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor
             f"{tuple(target.shape)}"
         )
     counted = (target != ignore_index).unsqueeze(1)
-    probability = logits.float().softmax(1) * counted
+    probability = _wide(logits).softmax(1) * counted
     one_hot = F.one_hot(target.masked_fill(target == ignore_index, 0).long(), logits.shape[1])
     one_hot = one_hot.permute(0, 3, 1, 2) * counted
     overlap = (probability * one_hot).sum((0, 2, 3))
     p_sum, g_sum = probability.sum((0, 2, 3)), one_hot.sum((0, 2, 3))
+    overlap, p_sum, g_sum = total(torch.stack([overlap, p_sum, g_sum.to(p_sum)]))
     present = g_sum > 0
     loss = 1 - 2 * overlap / (p_sum + g_sum).clamp_min(EPSILON)
     return torch.where(present, loss, loss * 0).sum() / present.sum().clamp_min(1)
 
 
 def dice_cross_entropy_loss(
-    logits: Tensor, target: Tensor, ignore_index: int = 255, weight: Tensor | None = None
-) -> Tensor:
-    """Dice loss plus mean pixel-wise cross-entropy; shapes, errors and ignored pixels as in `dice_loss`.
+    logits: Tensor, target: Tensor, ignore_index: int = 255, weight: Tensor | None = None,
+    total: Total = _alone,
+) -> Tensor:  # fmt: skip
+    """Dice loss plus mean pixel-wise cross-entropy; all else as in `dice_loss`.
 
     `weight` (K,), see `class_weights`: what a pixel of each class counts in the cross-entropy.
     """
-    dice = dice_loss(logits, target, ignore_index)
+    dice = dice_loss(logits, target, ignore_index, total)
     counted, classes = target != ignore_index, target.long()
-    total = F.cross_entropy(logits.float(), classes, weight, ignore_index=ignore_index, reduction="sum")
+    entropy = F.cross_entropy(_wide(logits), classes, weight, ignore_index=ignore_index, reduction="sum")
     amount = counted.sum() if weight is None else weight[classes.masked_fill(~counted, 0)][counted].sum()
+    entropy, amount = total(torch.stack([entropy, amount.to(entropy)]))
     # the mean reduction is NaN when all is ignored
-    return dice + total / amount.clamp_min(1 if weight is None else EPSILON)
+    return dice + entropy / amount.clamp_min(1 if weight is None else EPSILON)
 
 
 def class_weights(pixels: Tensor) -> Tensor:

@@ -144,7 +144,8 @@ def _norm(norms: Sequence[nn.BatchNorm2d], x: Tensor) -> Tensor:
         torch.cat([getattr(m, name) for m in norms]) for name in ("running_mean", "running_var")
     )
     momentum = 0.1 if first.momentum is None else first.momentum
-    y = F.batch_norm(x, mean, variance, None, None, first.training, momentum, first.eps)
+    normalise = getattr(first, "normalise", F.batch_norm)  # norms that are shared by processes have their own
+    y = normalise(x, mean, variance, None, None, first.training, momentum, first.eps)
     if first.training:
         with torch.no_grad():
             for norm, m, v in zip(norms, mean.chunk(len(norms)), variance.chunk(len(norms)), strict=True):

@@ -95,7 +95,7 @@ def test_a_missing_file_is_named() -> None:
     rows = datasets.Dataset.from_list([ROWS[0], lost], features=kinds)
     found = check.scan(rows, tasks.custom(CLASSES.split(",")), "train", quiet=True)
     (fault,) = found.faults
-    assert "row 1 cannot be decoded" in fault and "/nowhere/a.png" in fault
+    assert "row 1 cannot be decoded" in fault and "/nowhere/a.png" in fault and "replace or remove" in fault
 
 
 def test_a_palette_is_read_by_its_indices(tmp_path: Path, capsys) -> None:

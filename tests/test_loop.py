@@ -6,6 +6,7 @@ import copy
 import itertools
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,6 +224,88 @@ def test_a_record_that_lost_lines_is_not_begun_anew(
     (tmp_path / CHECKPOINT).write_bytes((undisturbed / CHECKPOINT).read_bytes())
     with pytest.raises(TaskError, match="0 of the 3 lines"):
         loop_of(Learning(accelerator), tmp_path, accelerator)
+
+
+def test_a_run_never_begins_anew_in_silence(
+    accelerator: Accelerator, undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "gone")
+    for path in (tmp_path / "gone").glob("*.pt"):
+        path.unlink()
+    with pytest.raises(TaskError, match=r"history.jsonl and no checkpoint.pt: bring it back from a copy"):
+        loop_of(Learning(accelerator), tmp_path / "gone", accelerator)
+    with pytest.raises(TaskError, match="another command than the search"):
+        loop_of(Learning(accelerator), undisturbed, accelerator, what="search")
+    shutil.copytree(undisturbed, tmp_path / "rubbish")
+    (tmp_path / "rubbish" / "history.jsonl").write_text("{no json")
+    with pytest.raises(TaskError, match=r"history\.jsonl cannot be read"):
+        loop_of(Learning(accelerator), tmp_path / "rubbish", accelerator)
+
+
+def test_a_damaged_state_never_takes_the_place_of_the_one_before(
+    accelerator: Accelerator, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(undisturbed, tmp_path / "run")
+    (out / CHECKPOINT).write_bytes(b"torn")
+    (out / BEST).unlink()
+    course = Learning(accelerator)
+    course.after = lambda index: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(Interrupted):
+        loop_of(course, out, accelerator).run()
+    states = [load_checkpoint(path) for path in (out / CHECKPOINT, previous(out / CHECKPOINT))]
+    assert [(state["epoch"], state["step"]) for state in states] == [(EPOCHS - 1, 1), (EPOCHS - 1, 0)]
+    scores = [line["train_miou"] for line in history(undisturbed)[: EPOCHS - 1]]
+    # a kill between the save of an epoch and its link as the best one is made good
+    assert (out / BEST).exists() == (scores[-1] == max(scores))
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_state_that_is_not_finite_is_neither_saved_nor_the_end(
+    accelerator: Accelerator, tmp_path: Path, last: bool
+) -> None:
+    index = 2 * STEPS - 1 if last else STEPS + 1
+
+    def poison(times: int) -> Learning:
+        course, left = Learning(accelerator), [times]
+
+        def spoil(now: int) -> None:
+            if now == index and left[0]:
+                left[0] -= 1
+                with torch.no_grad():
+                    course.model[0].weight[0] = float("inf")
+
+        course.after = spoil
+        return course
+
+    loop_of(poison(1), tmp_path / "once", accelerator, save_seconds=0).run()
+    assert len(history(tmp_path / "once")) == EPOCHS
+    assert load_checkpoint(tmp_path / "once" / CHECKPOINT)["factor"] == 0.5
+    with pytest.raises(TaskError, match=r"diverged: model|diverged: .* is not finite in epoch 2, step"):
+        loop_of(poison(2), tmp_path / "twice", accelerator, save_seconds=0).run()
+    assert load_checkpoint(tmp_path / "twice" / CHECKPOINT)["epoch"] == 1
+
+
+@pytest.mark.parametrize("item", ["factor", "skipped", "row"])
+def test_what_faults_leave_in_the_state_is_needed_too(
+    accelerator: Accelerator, tmp_path: Path, item: str
+) -> None:
+    def end(name: str, **changes: float) -> Any:
+        course = Learning(accelerator)
+        course.after = lambda index: os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            loop_of(course, tmp_path / name, accelerator).run()
+        state = load_checkpoint(tmp_path / name / CHECKPOINT)
+        state |= {"factor": 0.5, "skipped": 3, "row": 3, **changes}
+        save_checkpoint(tmp_path / name / CHECKPOINT, state)
+        # of steps that are not finite the fourth in a row is one too many
+        rest = Learning(accelerator, {1: 1} if item == "row" else {})
+        try:
+            loop_of(rest, tmp_path / name, accelerator).run()
+        except TaskError as error:
+            return str(error)
+        return [history(tmp_path / name), list(leaves(load_checkpoint(tmp_path / name / CHECKPOINT)))]
+
+    assert not equal(end("kept"), end("dropped", **{item: 1.0 if item == "factor" else 0}))
 
 
 # ---- the file

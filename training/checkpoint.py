@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import pickle
-import shutil
 import struct
 import warnings
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     Raises CheckpointError for a number that is not finite, before anything is touched, and DiskFullError.
     """
-    strange = next(_not_finite(state), None)
+    strange = next(not_finite(state), None)
     if strange is not None:
         raise CheckpointError(f"{path.name} is not written: {strange} holds a number that is not finite")
     data = _sealed(state)
@@ -52,7 +51,8 @@ def keep_as(path: Path, other: Path) -> None:
     try:
         os.link(path, aside)
     except OSError:
-        shutil.copyfile(path, aside)
+        write_atomically(other, path.read_bytes())
+        return
     os.replace(aside, other)
 
 
@@ -74,6 +74,13 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
             f"{names} in {path.parent} cannot be read: bring one back from a copy, or begin with a new --out"
         )
     return None
+
+
+def mend_checkpoint(path: Path) -> None:
+    """Replace a damaged or missing state by the one before it, which the next save would lose otherwise."""
+    whole = path.exists() and _opened(path.read_bytes()) is not None
+    if not whole and previous(path).exists():
+        keep_as(previous(path), path)
 
 
 def previous(path: Path) -> Path:
@@ -101,14 +108,14 @@ def _opened(data: bytes) -> dict[str, Any] | None:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def _not_finite(value: Any, where: str = "the state") -> Iterator[str]:
+def not_finite(value: Any, where: str = "the state") -> Iterator[str]:
     """Places in a nested state whose floating-point numbers are not all finite."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point() and not value.isfinite().all():
             yield where
     elif isinstance(value, dict):
         for key, part in value.items():
-            yield from _not_finite(part, str(key))
+            yield from not_finite(part, str(key))
     elif isinstance(value, list | tuple):
         for part in value:
-            yield from _not_finite(part, where)
+            yield from not_finite(part, where)

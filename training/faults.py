@@ -1,12 +1,16 @@
 """Kill a small search and a small retraining again and again: do they end as if nothing had happened?
 
 kill -9 at random moments, as often as --kills says, each time followed by --resume; then SIGTERM and SIGINT,
---signals times each. Every run that gets to its end must have the same alphas, weights,
-optimiser states and history as the undisturbed one, bit for bit, and a signal must end it within 30 seconds
-with exit status 143 or 130.
+--signals times each; then a disk that is full when 0, 50 or 99 % of a file are written, for each file of the
+run (--full-disk). Every run that gets to its end must have the same alphas, weights, optimiser states and
+history as the undisturbed one, bit for bit; a signal must end it within 30 seconds with exit status 143 or
+130, and a full disk with status 1 and a message that names the file.
 
-example:
-  python -m training.faults --kills 200 --signals 20
+--processes does something else: two processes of accelerate launch against one, and one of the two killed.
+
+examples:
+  python -m training.faults --kills 200 --signals 20 --full-disk
+  python -m training.faults --processes
 
 The exit status is 1 when anything differs. Works where processes fork (not on Windows).
 """
@@ -20,7 +24,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +88,7 @@ def words_of(what: str, data: Path, genotype: Path, out: Path, epochs: int) -> l
     return [*words, *more, "--epochs", str(epochs), "--save-minutes", "0.002", "--out", str(out)]
 
 
-def begin(what: str, words: list[str], log: Path) -> int:
+def begin(what: str, words: list[str], log: Path, prepare: Callable[[], None] | None = None) -> int:
     """Start a run in a child that has all modules already; returns its process id."""
     sys.stdout.flush()
     child = os.fork()
@@ -96,6 +100,8 @@ def begin(what: str, words: list[str], log: Path) -> int:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
         torch.set_num_threads(1)
+        if prepare:
+            prepare()
         status = COMMANDS[what](words)
     finally:
         os._exit(status)
@@ -204,6 +210,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--what", choices=(*COMMANDS, "both"), default="both", help="what is interrupted")
     top.add_argument("--kills", type=int, default=200, help="kill -9 of each")
     top.add_argument("--signals", type=int, default=20, help="SIGTERM and SIGINT of each")
+    top.add_argument("--full-disk", action="store_true", help="also fill the disk under each file of a run")
+    top.add_argument("--processes", action="store_true", help="two processes instead of all this")
     top.add_argument("--epochs", type=int, default=4, help="length of the runs")
     top.add_argument("--seed", type=int, default=0, help="of the moments")
     top.add_argument("--folder", type=Path, help="where to leave the runs (default: nowhere)")
@@ -216,13 +224,22 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
+        if args.processes:
+            from training.faults_processes import compare_processes
+
+            return compare_processes(folder, tuple(COMMANDS) if args.what == "both" else (args.what,))
         for what in COMMANDS if args.what == "both" else (args.what,):
             trial = Trial(what, folder, args.epochs, args.seed)
             print(f"{what}: an undisturbed run takes {trial.seconds:.1f} s", flush=True)
             for signum, times in (
                 (signal.SIGKILL, args.kills), (signal.SIGTERM, args.signals), (signal.SIGINT, args.signals),
             ):  # fmt: skip
-                tallies.append(trial.disturb(signum, times))
+                if times:
+                    tallies.append(trial.disturb(signum, times))
+            if args.full_disk:
+                from training.faults_disk import fill_disks
+
+                tallies.append(fill_disks(trial))
     print("\n".join(tally.line() for tally in tallies))
     return int(any(tally.different for tally in tallies))
 

@@ -6,10 +6,13 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from safetensors import SafetensorError
 
 # no space left, quota used up, and a file beyond the limit of the process
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -42,25 +45,62 @@ def replace_whole(path: Path, write: Callable[[IO[bytes]], Any], size: int | Non
     A crash at any point loses nothing. Raises DiskFullError when there is no room; `size` in bytes, where it
     is known.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
+        with enough_room(path, size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if error.errno not in NO_ROOM:
+        raise
+    flush_folder(path.parent)
+
+
+def replace_files(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill an empty folder, then move its files into `folder`, each in one step.
+
+    For files that a library writes itself. Raises DiskFullError when there is no room.
+    """
+    aside = folder / "files.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        with enough_room(folder):
+            aside.mkdir(parents=True)
+            write(aside)
+            for path in sorted(aside.iterdir()):
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    flush_folder(folder)
+
+
+@contextlib.contextmanager
+def enough_room(path: Path, size: int | None = None) -> Iterator[None]:
+    """DiskFullError for `path`, which needs `size` bytes, instead of what else says that there is no room."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        found = re.search(r"os error (\d+)", str(error))  # safetensors has it in its words alone
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number not in NO_ROOM or isinstance(error, DiskFullError):
             raise
-        free = shutil.disk_usage(path.parent).free
+        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
         needed = "more room" if size is None else f"{size:,} bytes"
         told = f"cannot write {path}: it needs {needed}, {free:,} bytes are free on the disk"
-        raise DiskFullError(error.errno, f"{told}; what was there before is as it was") from error
+        raise DiskFullError(number, f"{told}; what was there before is as it was") from error
+
+
+def flush_folder(path: Path) -> None:
+    """Let the disk have the names of the files in a folder, not their contents alone."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:

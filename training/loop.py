@@ -2,8 +2,8 @@
 
 After every epoch, every few minutes and before it obeys a signal it saves one state. What is drawn at random
 depends on (seed, epoch, step, process) alone, and the order of the data on (seed, epoch), so neither needs to
-be saved. Steps whose loss or gradient is not finite are taken back and counted; after ten in a row the last
-saved state is tried once more at half the learning rate.
+be saved. Steps whose loss or gradient is not finite are taken back and counted; after ten in a row, or when
+the state itself is not finite, the last saved state is tried once more at half the learning rate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from searchseg.task import TaskError
-from training.checkpoint import keep_as, load_checkpoint, save_checkpoint
+from training.checkpoint import keep_as, load_checkpoint, mend_checkpoint, not_finite, save_checkpoint
 from training.files import read_lines, write_lines
 from training.rows import number
 from training.steps import Meter
@@ -30,6 +30,7 @@ from training.steps import Meter
 CHECKPOINT, BEST = "checkpoint.pt", "checkpoint.best.pt"
 MOST_SKIPPED = 10  # steps in a row
 SAVE_SECONDS = 600.0  # between saves within an epoch
+LOST = "bring it back from a copy, or begin again with a new --out"
 
 
 class Interrupted(Exception):
@@ -104,7 +105,9 @@ class Loop:
         """All epochs that are left; returns the history. Raises Interrupted, TaskError after divergence."""
         with self._signals(), self._bar() as bar:
             self.bar = bar
-            if not self.resumed:
+            if self.resumed:
+                self._mend()
+            else:
                 self._save()  # the first state to go back to
             while self.epoch < self.epochs and not self.course.finished(self.history):
                 if self._learn():
@@ -127,12 +130,14 @@ class Loop:
             self.step += 1
             self.bar.update()
             self.elapsed, last = time.monotonic() - began, self.step == self.steps
-            if not last and (self._interrupted() or time.monotonic() - saved > self.save_seconds):
+            if not last and (self._told_to_stop() or self._due(saved)):
+                if not self._sound():
+                    return False
                 self._save()
                 self._obey()
                 saved = time.monotonic()
         self.elapsed = time.monotonic() - began
-        return True
+        return self._sound()
 
     def _tried(self, index: int, batch: Any) -> bool:
         """Take the step, or take it back; False after too many in a row, when the last state is loaded."""
@@ -147,17 +152,30 @@ class Loop:
             self.skipped, self.row = self.skipped + 1, self.row + 1
             if self.row < min(MOST_SKIPPED, self.steps):  # an epoch has at least one step that counts
                 return True
-            place = f"epoch {self.epoch + 1}, step {self.step + 1} of {self.steps}"
-            place += f", {self.factor:g} times the learning rate"
-            rows = self.course.rows_of(self.epoch, self.step)
-            if self.factor < 1:
-                raise TaskError(f"{self.what} diverged: {error} in {place}; last rows: {rows}") from error
-            self.accelerator.print(f"{error} {self.row} times in a row in {place}: back, at half the rate")
+            fault = f"{error} {self.row} times in a row"
+        self._back(fault, self.step)
+        return False
+
+    def _sound(self) -> bool:
+        """Whether the whole state is finite in all processes; else the last one that was is loaded."""
+        strange = next(not_finite(self.course.state_dict()), None)
+        if not self._any(strange is not None):
+            return True
+        self._back(f"{strange or 'the state of another process'} is not finite", self.step - 1)
+        return False
+
+    def _back(self, fault: str, step: int) -> None:
+        """Go back to the last saved state at half the learning rate, once. Raises TaskError after that."""
+        place = f"epoch {self.epoch + 1}, step {step + 1} of {self.steps}"
+        place += f", {self.factor:g} times the learning rate"
+        rows = self.course.rows_of(self.epoch, step)
+        if self.factor < 1:
+            raise TaskError(f"{self.what} diverged: {fault} in {place}; last rows: {rows}")
+        self.accelerator.print(f"{fault} in {place}: back, at half the rate")
         skipped = self.skipped
         self.accelerator.wait_for_everyone()
         self._load()
         self.factor, self.row, self.skipped = self.factor / 2, 0, skipped
-        return False
 
     def _close(self) -> None:
         """Record the epoch and save."""
@@ -177,8 +195,20 @@ class Loop:
                 write_lines(self.out / name, written)
             self.course.keep(self.records)
         self._save()
-        if self.main and self.best and line.get(self.best) == max(r[self.best] for r in self.history):
+        self._keep_best()
+
+    def _keep_best(self) -> None:
+        if not self.main or not self.best or self.step or not self.history:
+            return
+        if self.history[-1].get(self.best) == max(line[self.best] for line in self.history):
             keep_as(self.out / CHECKPOINT, self.out / BEST)
+
+    def _mend(self) -> None:
+        """Put in order what a run left that was killed while it saved."""
+        self.accelerator.wait_for_everyone()  # all have read it
+        if self.main:
+            mend_checkpoint(self.out / CHECKPOINT)
+            self._keep_best()
 
     def _save(self) -> None:
         # at the end of an epoch nothing of its meters is needed any more
@@ -194,8 +224,16 @@ class Loop:
 
     def _load(self) -> bool:
         state = load_checkpoint(self.out / CHECKPOINT)
+        lines = {name: self._lines(name) for name in self.records}
+        self._agree(state)
         if state is None:
+            if any(lines.values()):
+                raise TaskError(f"{self.out} has {', '.join(lines)} and no {CHECKPOINT}: {LOST}")
             return False
+        if self.what not in state:
+            raise TaskError(
+                f"{self.out / CHECKPOINT} is that of another command than the {self.what}: {LOST}"
+            )
         self.course.load_state_dict(state[self.what])
         self.epoch = state["epoch"]
         # absent in what earlier versions saved after whole epochs
@@ -205,23 +243,49 @@ class Loop:
         for name, saved in state.get("meters", {}).items():
             self.course.meters[name].load_state_dict(saved)
         for name in self.records:
-            self.records[name] = read_lines(self.out / name)[: self.epoch]
+            self.records[name] = lines[name][: self.epoch]
             if len(self.records[name]) < self.epoch:
                 raise TaskError(
                     f"{self.out / name} has {len(self.records[name])} of the {self.epoch} lines that belong "
-                    f"to {CHECKPOINT}: bring it back from a copy, or begin again with a new --out"
+                    f"to {CHECKPOINT}: {LOST}"
                 )
         return True
 
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        try:
+            return read_lines(self.out / name)
+        except ValueError as error:
+            raise TaskError(f"{self.out / name} cannot be read ({error}): {LOST}") from error
+
+    def _agree(self, state: dict[str, Any] | None) -> None:
+        """Raises TaskError unless all processes found the same state."""
+        place = -1 if state is None else state["epoch"] * self.steps + state.get("step", 0)
+        own = torch.tensor([float(place)], device=self.accelerator.device)
+        found = self.accelerator.gather(own).tolist()
+        if len(set(found)) > 1:
+            steps = ", ".join("nothing" if f < 0 else f"step {f:.0f}" for f in found)
+            raise TaskError(
+                f"the processes find different states in {self.out} ({steps}): put --out where all machines "
+                "see the same files"
+            )
+
     def _obey(self) -> None:
-        if self._interrupted():
+        if self._told_to_stop():
             raise Interrupted(self.signal or signal.SIGTERM)
 
-    def _interrupted(self) -> bool:
-        """Whether any process was told to stop: all of them must save at the same step."""
+    def _told_to_stop(self) -> bool:
+        """Whether any process was: all of them must save at the same step."""
+        return self._any(bool(self.signal))
+
+    def _due(self, saved: float) -> bool:
+        """Whether it is time to save: the main process has the clock."""
+        return self._any(self.main and time.monotonic() - saved > self.save_seconds)
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
         if self.accelerator.num_processes == 1:
-            return bool(self.signal)
-        told = torch.tensor(float(self.signal), device=self.accelerator.device)
+            return here
+        told = torch.tensor(float(here), device=self.accelerator.device)
         return bool(self.accelerator.reduce(told, "sum").item())
 
     @contextmanager

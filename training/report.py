@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from searchseg.drawing import draw_alpha, draw_film
 from searchseg.genotype import CELL_NAMES, OPERATION_NAMES, Genotype
-from training.files import read_lines, write_atomically
+from training.files import DiskFullError, read_lines, write_atomically
 from training.options import Manual
 from training.pictures import draw_curves
 
@@ -100,6 +100,8 @@ def write_report(run: Path) -> Path:
         film, alpha = _draw_film(finding, run), _draw_alpha(finding, run)
         pictures = [*_draw_curves(finding, run), *alpha]
         write_atomically(run / "report.md", _report(finding, film, pictures))
+    except DiskFullError:
+        raise
     except (OSError, ValueError) as error:
         raise ReportError(f"{run}: {error}") from error
     return run / "report.md"

@@ -25,12 +25,11 @@ searchseg.from_pretrained loads), history.jsonl, loss.png, miou.png, settings.js
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import functools
 import json
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ from searchseg.baselines.encoder import input_statistics
 from searchseg.config import ModelConfig
 from searchseg.download import DownloadError, find_snapshot
 from searchseg.genotype import Genotype
-from searchseg.loss import class_weights, dice_cross_entropy_loss
+from searchseg.loss import class_weights
 from searchseg.network import UShape, UShapeConfig, config_arguments
 from searchseg.pretrained import (
     GENOTYPE,
@@ -56,7 +55,7 @@ from searchseg.pretrained import (
 )
 from searchseg.task import Task, TaskError
 from training.evaluate import evaluate_rows
-from training.files import write_atomically
+from training.files import replace_files, write_atomically
 from training.loop import SAVE_SECONDS, Loop, NotFinite, finite
 from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
@@ -65,6 +64,7 @@ from training.pseudo import with_pseudo_masks
 from training.runs import (
     SETTINGS,
     add_memory_options,
+    add_process_options,
     add_run_options,
     memory_of,
     parse,
@@ -82,7 +82,8 @@ from training.source import (
     scored_rows,
     share_of,
 )
-from training.steps import LOSSES, Meter
+from training.steps import Meter, criterion
+from training.together import normalise_together
 
 
 class Training:
@@ -104,10 +105,8 @@ class Training:
         self.network = model.to(accelerator.device, memory_format=torch.channels_last)
         # a warm-up of the decay keeps the random first weights from staying in a short run's average
         self.ema = ModelEmaV3(self.network, decay=recipe.ema, use_warmup=True) if recipe.ema else None
-        self.criterion: Callable[..., torch.Tensor] = LOSSES[recipe.loss]
-        if class_weights is not None:
-            weight = class_weights.to(accelerator.device)
-            self.criterion = functools.partial(dice_cross_entropy_loss, weight=weight)
+        more = {} if class_weights is None else {"weight": class_weights.to(accelerator.device)}
+        self.criterion = criterion(recipe.loss, **more)
         optimizer = _optimizer(model, recipe)
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
 
@@ -119,25 +118,30 @@ class Training:
             group["lr"] = self.recipe.lr * factor
         self.optimizer.zero_grad()
         losses, scores = [], []
-        for part, truth, share in self.memory.parts(images, masks):
-            logits = self.model(part.contiguous(memory_format=torch.channels_last))
-            loss = self.criterion(logits, truth)
-            loss = loss if share == 1 else loss * share
-            self.accelerator.backward(loss)
+        parts = self.memory.parts(images, masks)
+        for place, (part, truth, share) in enumerate(parts, 1):
+            # processes exchange gradients once, with the last part
+            with self.accelerator.no_sync(self.model) if place < len(parts) else contextlib.nullcontext():
+                logits = self.model(part.contiguous(memory_format=torch.channels_last))
+                loss = self.criterion(logits, truth)
+                loss = loss if share == 1 else loss * share
+                self.accelerator.backward(loss)
             losses.append(loss.detach())
             scores.append(logits.detach())
+        total = torch.stack(losses).sum()
         # also where nothing is clipped: the norm tells whether all gradients of all processes are finite
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.recipe.gradient_clip or math.inf
         )
         if self.accelerator.scaler is None:
+            finite(total, "the loss")
             finite(norm, "a gradient")
         self.optimizer.step()
         if (
             self.accelerator.optimizer_step_was_skipped
         ):  # by the scaler of half precision, which now scales less
             raise NotFinite("a gradient in half precision is not finite")
-        return torch.stack(losses).sum(), torch.cat(scores)
+        return total, torch.cat(scores)
 
     def update_average(self, step: int) -> None:
         if self.ema:
@@ -251,9 +255,12 @@ class Retraining:
 
     def keep(self, records: dict[str, list[dict[str, Any]]]) -> None:
         *before, last = records["history.jsonl"]
-        save_pretrained(self.training.result, self.out, self.config)
+        self._save(self.out)
         if self.keep_best and all(last["held_out_miou"] > row["held_out_miou"] for row in before):
-            save_pretrained(self.training.result, self.out / "best", self.config)
+            self._save(self.out / "best")
+
+    def _save(self, folder: Path) -> None:
+        replace_files(folder, lambda aside: save_pretrained(self.training.result, aside, self.config))
 
 
 def steps_of(source: Source, settings: RetrainSettings) -> int:
@@ -430,6 +437,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--hold-out", type=float, default=0.0, help="share of the rows kept out, for curves")
     add_run_options(top, "first weights, order and augmentation", precisions=("no", "fp16", "bf16"))
     add_memory_options(top)
+    add_process_options(top)
     return top
 
 
@@ -471,6 +479,8 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     )  # fmt: skip
     if accelerator.is_main_process and model.genotype is not None:
         write_atomically(args.out / "genotype.json", model.genotype.to_json())
+    if args.sync_batch_norm:
+        normalise_together(model)
     more = {"seed": args.seed, "held_out": held_out, "workers": args.workers}
     more |= {"save_seconds": 60 * args.save_minutes, "memory": memory_of(args)}
     retrain(model, settings, recipe, task, rows, args.out, accelerator, **more)

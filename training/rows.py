@@ -94,7 +94,7 @@ def read_row(rows: Any, index: int, task: Task) -> tuple[Image.Image, np.ndarray
     try:
         row = rows[index]
     except (OSError, ValueError, SyntaxError) as error:
-        raise TaskError(f"row {index} cannot be decoded: {error}") from error
+        raise TaskError(f"row {index} cannot be decoded: {error}; replace or remove it") from error
     return task.read(row, f"row {index}")
 
 
@@ -215,6 +215,15 @@ def loader(
         drop_last=len(indices) >= batch_size,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def divided_evenly(batch_size: int, processes: int) -> None:
+    """Raises TaskError unless every process can take the same share of a batch."""
+    if batch_size % processes:
+        raise TaskError(
+            f"a batch of {batch_size} cannot be shared by {processes} processes evenly: take another number "
+            "of processes, or another --batch-size"
+        )
 
 
 def number(*parts: int | str) -> int:

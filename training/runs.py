@@ -24,8 +24,11 @@ from training.files import DiskFullError, write_atomically
 from training.loop import Interrupted
 from training.options import machine
 from training.presets import PRESETS, Memory
+from training.watch import tell, watched
 
 SETTINGS = "settings.json"
+# how gloo and NCCL begin when the other end is gone
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "Broken pipe")
 
 
 def add_run_options(
@@ -61,6 +64,15 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--checkpoint-activations", action="store_true", help="compute cells twice instead of keeping them"
     )
+
+
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """--sync-batch-norm."""
+    group = parser.add_argument_group("several processes, see docs/scaling.md")
+    group.add_argument(
+        "--sync-batch-norm", action="store_true",
+        help="batch norm over the pictures of all processes: they learn what one would from the whole batch",
+    )  # fmt: skip
 
 
 def memory_of(args: argparse.Namespace) -> Memory:
@@ -117,25 +129,28 @@ def perform(
         # the main process scores and writes for minutes while the others wait
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
+    again = f"python -m {module} --resume {args.out}"
     try:
-        run(
-            args, accelerator, shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
-        )
+        with watched(f"continue, with any number of processes, with: {again}"):
+            command = ["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]
+            run(args, accelerator, shlex.join(command))
+            accelerator.wait_for_everyone()  # the first one keeps what they meet in
     except PublishError as error:
-        again = f"the run is whole; publish it with: python -m {module} --resume {args.out}"
-        accelerator.print(f"error: {error}\n{again}", file=sys.stderr)
+        tell(f"error: {error}\nthe run is whole; publish it with: {again}")
         return 1
     except (TaskError, GenotypeError, PretrainedError, CheckpointError, FileNotFoundError) as error:
-        accelerator.print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     except DiskFullError as error:
-        again = f"make room and continue with: python -m {module} --resume {args.out}"
-        accelerator.print(f"error: {error.strerror}; {again}", file=sys.stderr)
+        tell(f"error: {error.strerror}; make room and continue with: {again}")
+        return 1
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not any(words in str(error) for words in LOST_PEER):
+            raise
+        tell(f"error: another process is gone; continue, with any number of processes, with: {again}")
         return 1
     except (KeyboardInterrupt, Interrupted) as stop:
-        accelerator.print(
-            f"\nstopped; continue with: python -m {module} --resume {args.out}", file=sys.stderr
-        )
+        accelerator.print(f"\nstopped; continue with: {again}", file=sys.stderr)
         return getattr(stop, "status", 130)
     finally:
         accelerator.end_training()

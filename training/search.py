@@ -54,6 +54,7 @@ from training.presets import PRESETS, Memory, RetrainSettings, SearchMethod, Sea
 from training.report import write_report
 from training.runs import (
     add_memory_options,
+    add_process_options,
     add_run_options,
     memory_of,
     parse,
@@ -68,6 +69,7 @@ from training.shared_search import ByController, RandomShared
 from training.source import Batches, Source, add_stream_options, learning_rows, open_source
 from training.steps import Meter
 from training.supernet import Batch, Supernet
+from training.together import normalise_together
 
 # how many held-out batches score candidates in the end, and training batches settle the weights meanwhile
 FINAL_BATCHES = 4
@@ -182,6 +184,7 @@ def search(
     device: str | None = None,
     save_seconds: float = SAVE_SECONDS,
     memory: Memory | None = None,
+    sync_batch_norm: bool = False,
 ) -> Genotype:
     """Run (or continue) a search that writes to `out`; `origin` goes into genotype.json and must hold the
     seed.
@@ -199,6 +202,8 @@ def search(
     torch.manual_seed(seed)
     space = USpace(settings.network(len(task.classes)), method.partial)
     space = space.to(accelerator.device, memory_format=torch.channels_last)
+    if sync_batch_norm:
+        normalise_together(space)
     shape, shape_size = _derived(settings, final, len(task.classes))
     macs_costs = count_macs(shape, shape_size)
     budget = Budget(method.budget, method.limit) if method.budget and method.limit else None
@@ -278,7 +283,8 @@ def _first(batches: Iterable[Batch]) -> list[Batch]:
 def _eigenvalue(run: Supernet, held_out: Batch, accelerator: Accelerator) -> float:
     """Of the Hessian in alpha, on a few pictures: the graph of its gradient takes three times the memory."""
     images, masks = held_out
-    few = images[:MONITOR_PICTURES], masks[:MONITOR_PICTURES]
+    count = max(1, MONITOR_PICTURES // accelerator.num_processes)
+    few = images[:count], masks[:count]
     alphas = list(run.space.architecture_parameters())
     return largest_eigenvalue(
         lambda: run.loss(few)[0], alphas, average=lambda product: accelerator.reduce(product, "mean")
@@ -320,6 +326,8 @@ def parser() -> argparse.ArgumentParser:
     add_method_options(top)
     add_run_options(top, "halves, first weights, order and augmentation", precisions=("no", "bf16"))
     add_memory_options(top)
+    add_process_options(top)
+    top.add_argument("--batch-size", type=int, help="of all processes together, instead of the preset's")
     top.add_argument("--device", help="where --max-latency is measured (default: where the search runs)")
     return top
 
@@ -336,6 +344,10 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     if args.epochs:
         warmup = min(settings.warmup_epochs, args.epochs // 2)
         settings = dataclasses.replace(settings, epochs=args.epochs, warmup_epochs=warmup)
+    if args.batch_size is not None:
+        if args.batch_size < 1:
+            raise TaskError(f"--batch-size must be at least 1, got {args.batch_size}")
+        settings = dataclasses.replace(settings, batch_size=args.batch_size)
     origin = {
         "task": task.name, "dataset": dataset_name(data), "revision": revision, "split": args.split,
         "preset": args.preset, "method": method_name(method), "seed": args.seed, "epochs": settings.epochs,
@@ -351,7 +363,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     )  # fmt: skip
     genotype = search(
         settings, task, rows, args.out, origin, accelerator, args.workers, method, preset.retrain,
-        args.device, 60 * args.save_minutes, memory,
+        args.device, 60 * args.save_minutes, memory, args.sync_batch_norm,
     )  # fmt: skip
     path = args.out / "genotype.json"
     if accelerator.is_main_process:

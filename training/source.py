@@ -12,7 +12,7 @@ from torch import Tensor
 from searchseg.config import ModelConfig
 from searchseg.task import Task, TaskError
 from training.presets import Size
-from training.rows import CheckedRows, Examples, halves, hold_out, load_rows, loader
+from training.rows import CheckedRows, Examples, divided_evenly, halves, hold_out, load_rows, loader
 from training.stream import StreamedPairs, StreamedRows, open_stream
 
 
@@ -73,6 +73,7 @@ class Table:
     ) -> TableBatches:  # fmt: skip
         examples = Examples(self.checked, config, augment, seed, size)
         indices = range(len(self.rows)) if part is None else part
+        divided_evenly(batch_size, self.accelerator.num_processes)
         return TableBatches(loader(examples, indices, seed, batch_size, self.workers), self.accelerator)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +12,14 @@ from torch import Tensor
 
 from searchseg.loss import dice_cross_entropy_loss, dice_loss
 from searchseg.metric import ConfusionMatrix
+from training.together import over_processes
 
-LOSSES = {"dice": dice_loss, "dice+ce": dice_cross_entropy_loss}
+LOSSES: dict[str, Callable[..., Tensor]] = {"dice": dice_loss, "dice+ce": dice_cross_entropy_loss}
+
+
+def criterion(name: str, **more: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of that name of the batch of all processes together: (logits, masks) of one -> scalar."""
+    return functools.partial(LOSSES[name], total=over_processes, **more)
 
 
 class Meter:

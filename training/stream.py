@@ -23,7 +23,7 @@ from torch import Tensor
 from searchseg.config import ModelConfig
 from searchseg.task import Task, TaskError
 from training.presets import Size
-from training.rows import HOLD_OUT_SEED, Augmentation, number, read_pair
+from training.rows import HOLD_OUT_SEED, Augmentation, divided_evenly, number, read_pair
 
 BUFFER = 512  # rows that wait, still encoded, to be drawn in random order
 PASS = 1_000_003  # added to the epoch when a process begins its rows again within it
@@ -207,7 +207,7 @@ class StreamedRows:
         try:
             row = features.decode_example(found["row"])
         except (OSError, ValueError, SyntaxError) as error:
-            raise TaskError(f"{where} cannot be decoded: {error}") from error
+            raise TaskError(f"{where} cannot be decoded: {error}; replace or remove it") from error
         return (shard, index), read_pair(self.task, row, where, self.size)
 
     def _where(self, shard: int, index: int) -> str:
@@ -233,11 +233,7 @@ class StreamBatches:
     """
 
     def __init__(self, rows: StreamedRows, augment: Augmentation, seed: int, batch_size: int) -> None:
-        if batch_size % rows.processes:
-            raise TaskError(
-                f"a batch of {batch_size} cannot be shared by {rows.processes} processes evenly: "
-                "take another number of processes"
-            )
+        divided_evenly(batch_size, rows.processes)
         self.rows, self.augment, self.seed = rows, augment, seed
         self.batch, self.steps = batch_size // rows.processes, max(1, len(rows) // batch_size)
         self.epoch = self.skip = 0

@@ -13,7 +13,7 @@ from searchseg.genotype import Genotype
 from searchseg.network import USpace
 from training.loop import finite
 from training.presets import Memory, SearchMethod, SearchSettings
-from training.steps import LOSSES, Meter
+from training.steps import Meter, criterion
 
 Batch = tuple[Tensor, Tensor]
 Result = tuple[Tensor, Tensor]  # loss and class scores, without graph
@@ -26,7 +26,7 @@ class Supernet:
         self, space: USpace, settings: SearchSettings, accelerator: Accelerator, method: SearchMethod
     ) -> None:
         self.space, self.settings, self.accelerator, self.method = space, settings, accelerator, method
-        self.criterion = LOSSES[settings.loss]
+        self.criterion = criterion(settings.loss)
         self.weights = list(space.weight_parameters())
         self.weight_optimizer = self._optimizer()
         self.channels_last = True  # twice as fast as the default layout on a CPU
@@ -59,6 +59,7 @@ class Supernet:
         """Move the weights down the gradient of the loss on training images; returns loss and class
         scores."""
         result, gradients = self.differentiate(training, self.weights)
+        finite(result[0], "the loss on training rows")
         self.apply(self.weights, self.average(gradients), self.weight_optimizer)
         return result
 

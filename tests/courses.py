@@ -1,0 +1,60 @@
+"""Real searches and retrainings that take a second or two, shared by tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from searchseg import task as tasks
+from searchseg.genotype import random_genotype
+from training.presets import PRESETS, RECIPES, RetrainSettings, SearchMethod
+from training.retrain import retrain, searchnet
+from training.search import search
+from training.together import normalise_together
+
+TASK = tasks.custom(["dark", "light"])
+SEARCH = dataclasses.replace(
+    PRESETS["smoke"].search, widths=(4, 4, 4, 4), nodes=1, size=16, epochs=2, warmup_epochs=0, batch_size=4
+)
+FINAL = RetrainSettings((4, 4, 4, 4), 2, (2, 2, 2, 4), 16, 2, 8)
+METHODS = {
+    "darts": SearchMethod(partial=4, regularise="auxiliary-skip"),
+    "second order": SearchMethod(order=2),
+    "random-shared": SearchMethod("random-shared", samples=1),
+    "reinforce": SearchMethod("reinforce", samples=1),
+}
+
+
+def draw_table() -> datasets.Dataset:
+    """Sixteen rows of light boxes on dark noise."""
+    numbers = np.random.default_rng(0)
+    return datasets.Dataset.from_list([box(numbers) for _ in range(16)])
+
+
+def box(numbers: np.random.Generator) -> dict[str, Any]:
+    pixels, mask = numbers.integers(0, 90, (18, 18, 3), np.uint8), np.zeros((18, 18), np.uint8)
+    left, top = numbers.integers(0, 9, 2)
+    pixels[top : top + 8, left : left + 8], mask[top : top + 8, left : left + 8] = 220, 1
+    return {"image": Image.fromarray(pixels), "mask": Image.fromarray(mask)}
+
+
+def begin(name: str, rows: Any, out: Path, accelerator: Accelerator, sync: bool = False) -> None:
+    """Begin or continue a course of that name; what is drawn besides must not matter."""
+    if name in METHODS:
+        torch.manual_seed(len(str(out)))
+        more = {"method": METHODS[name], "final": FINAL, "sync_batch_norm": sync}
+        search(SEARCH, TASK, rows, out, {"seed": 3, "task": "custom"}, accelerator, **more)
+        return
+    torch.manual_seed(0)
+    net = searchnet(random_genotype(1, seed=0), FINAL, TASK)
+    if sync:
+        normalise_together(net)
+    recipe = RECIPES["paper" if name == "paper recipe" else "strong"]
+    retrain(net, FINAL, recipe, TASK, rows, out, accelerator, seed=3)
