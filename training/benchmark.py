@@ -1,13 +1,15 @@
 """Measure speed and memory on this machine.
 
-  python -m training.benchmark segment    a photo of 1024x768 to its mask through Segmenter
+  python -m training.benchmark segment    networks as trained, by Segmenter, by onnxruntime, and a UNet
+  python -m training.benchmark photo      a photo from bytes to mask, step by step, and folders of photos
+  python -m training.benchmark loader     how long a training step waits for its rows
   python -m training.benchmark search     one search step (alpha step + weight step) against a plain reference
   python -m training.benchmark retrain    one retraining step of a SEARCH-Net and of the UNet
   python -m training.benchmark page       the page under load, over HTTP (training/load.py)
   python -m training.benchmark start      what a user waits for until the first mask (training/startup.py)
   python -m training.benchmark memory     peak memory of a search step by what saves it (training/memory.py)
 
-Each of the first three prints medians with their spread, parameters, MACs and peak memory of the process;
+`search` and `retrain` print medians with their spread, parameters, MACs and peak memory of the process;
 the networks of a table are timed in turns, so that a busy moment of the machine hits all of them.
 """
 
@@ -15,54 +17,29 @@ from __future__ import annotations
 
 import argparse
 import copy
-import re
-import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import nn
 
-import searchseg
 from searchseg.baselines import UNet
 from searchseg.cost import macs, parameters
 from searchseg.genotype import random_genotype
 from searchseg.mixed import MixedOp
 from searchseg.network import SearchNet, UShapeConfig, USpace
+from training.benchmark_loader import add_loader_options, benchmark_loader
+from training.benchmark_photo import add_photo_options, benchmark_photo
+from training.benchmark_segment import add_segment_options, benchmark_segment
 from training.darts import Darts
 from training.memory import add_memory_measurements, benchmark_memory
 from training.options import Manual, machine
 from training.presets import PRESETS, RECIPES
 from training.retrain import Training
-
-MODELS = Path(__file__).parent.parent / "hub" / "models"
-
-
-def peak_memory() -> float:
-    """Largest resident memory of this process so far, MB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage gives a child the peak of its parent
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def interleaved(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Seconds of `runs` calls each, taken in turns after one call that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(runs + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+from training.timing import interleaved, peak_memory
 
 
 def print_table(
@@ -81,20 +58,6 @@ def print_table(
             f"{cost:>9}"
         )
     print(f"peak memory {peak_memory():.0f} MB; {machine()}")
-
-
-def segment(args: argparse.Namespace) -> None:
-    """Every model under --models on one photo."""
-    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
-    photo = Image.fromarray(pixels).resize((1024, 768), Image.Resampling.BICUBIC)
-    folders = sorted(path.parent for path in args.models.glob("*/config.json"))
-    if not folders:
-        sys.exit(f"no model under {args.models}")
-    segmenters = {folder.name: searchseg.Segmenter.from_pretrained(folder) for folder in folders}
-    seconds = interleaved({name: lambda s=s: s(photo) for name, s in segmenters.items()}, args.runs)
-    networks = {name: (s.model, s.config.image_size[0]) for name, s in segmenters.items()}
-    print(f"photo of {photo.width}x{photo.height} to mask, one picture at a time")
-    print_table(seconds, 1, networks)
 
 
 class PlainEdge(nn.Module):
@@ -224,17 +187,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m training.benchmark", description=__doc__, formatter_class=Manual
     )
-    commands = parser.add_subparsers(required=True, metavar="segment|search|retrain|page|start|memory")
-    for call in (segment, search, retrain):
+    commands = parser.add_subparsers(
+        required=True, metavar="segment|photo|loader|search|retrain|page|start|memory"
+    )
+    for name, call, add_options in (
+        ("segment", benchmark_segment, add_segment_options),
+        ("photo", benchmark_photo, add_photo_options),
+        ("loader", benchmark_loader, add_loader_options),
+    ):
+        sub = commands.add_parser(name, help=call.__doc__, formatter_class=Manual)
+        add_options(sub)
+        sub.set_defaults(call=call)
+    for call in (search, retrain):
         sub = commands.add_parser(call.__name__, help=call.__doc__, formatter_class=Manual)
-        sub.add_argument("--runs", type=int, default=20 if call is segment else 5, help="timed calls of each")
-        if call is segment:
-            sub.add_argument("--models", type=Path, default=MODELS, help="folder of model folders")
-        else:
-            sub.add_argument("--preset", choices=tuple(PRESETS), default="lite", help="widths and nodes")
-            sub.add_argument("--batch", type=int, default=8, help="pictures a step")
-            sub.add_argument("--size", type=int, default=128, help="side of the pictures, pixels")
-            sub.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
+        sub.add_argument("--runs", type=int, default=5, help="timed calls of each")
+        sub.add_argument("--preset", choices=tuple(PRESETS), default="lite", help="widths and nodes")
+        sub.add_argument("--batch", type=int, default=8, help="pictures a step")
+        sub.add_argument("--size", type=int, default=128, help="side of the pictures, pixels")
+        sub.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
         if call is search:
             sub.add_argument("--only", help=argparse.SUPPRESS)
         sub.set_defaults(call=call)

@@ -17,7 +17,7 @@ from searchseg.cost import macs, parameters
 from searchseg.pretrained import CONFIG, from_pretrained
 from searchseg.segmenter import Segmenter
 from searchseg.task import IGNORE, Task
-from training.benchmark import interleaved
+from training.timing import interleaved
 from training.bootstrap import miou
 from training.evaluate import answers
 from training.files import read_lines

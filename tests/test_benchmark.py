@@ -1,0 +1,103 @@
+"""Proves that the benchmarks of speed measure what they name, on small networks, and fill their tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from searchseg import ModelConfig, save_pretrained
+from searchseg.baselines import UNet
+from searchseg.segmenter import Segmenter
+from training import benchmark_loader, benchmark_photo, benchmark_segment
+from training.benchmark import main
+from training.benchmark_photo import markdown, photo, steps
+from training.timing import between_marks
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    folder, arguments = tmp_path / "models" / "tiny", {"widths": [2, 4], "num_classes": 2}
+    config = ModelConfig("unet", arguments, ("dark", "light"), ("#000000", "#ffffff"), (16, 16))
+    save_pretrained(UNet((2, 4)), folder, config)
+    return folder
+
+
+def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path, capsys):
+    file, page = tmp_path / "rows.json", tmp_path / "page.md"
+    page.write_text("before\n<!-- segment -->\n<!-- end of segment -->\nafter\n")
+    command = ["segment", "--models", str(model.parent), "--no-paper-unet", "--runs", "3", "--threads", "1"]
+    command += ["--json", str(file), "--into", str(page), "--ways", "Segmenter"]
+    assert main([*command, "--sizes", "16", "--pictures", "2", "--memory"]) == 0
+    assert main([*command, "as trained", "--sizes", "24", "--pictures", "1", "--budget", "0"]) == 0
+    document = json.loads(file.read_text())
+    assert [(r["way"], r["size"], r["pictures"], r["seconds"] is None) for r in document["rows"]] == [
+        ("Segmenter", 16, 2, False), ("Segmenter", 24, 1, True), ("as trained", 24, 1, True),
+    ]  # fmt: skip
+    row, (memory,) = document["rows"][0], document["memory"]
+    assert row["gflops"] == pytest.approx(2 * row["macs"] * 2 / row["seconds"] / 1e9)
+    assert 0 < row["gflops"] < row["product_gflops"] and row["range"][0] <= row["seconds"] <= row["range"][1]
+    assert 100 < memory["peak_mb"] < 3000 and (row["threads"], row["runs"]) == (1, 3)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "| tiny | 24 | 1 |" in text
+    assert "16 px x2" in capsys.readouterr().out
+
+
+def test_where_no_model_or_no_mark_is_the_benchmark_says_so(tmp_path):
+    with pytest.raises(SystemExit, match="no model in"):
+        benchmark_segment.folders([tmp_path])
+    (tmp_path / "page.md").write_text("nothing")
+    with pytest.raises(SystemExit, match="has no lines <!-- segment -->"):
+        between_marks(tmp_path / "page.md", "segment", "text")
+
+
+def test_every_step_of_a_photo_is_timed_and_a_folder_goes_through_the_command(model, monkeypatch, capsys):
+    segmenter = Segmenter.from_pretrained(model, device="cpu")
+    timed = steps(segmenter, photo(64, 48, seed=0))
+    assert set(timed) == {*benchmark_photo.STEPS, *benchmark_photo.EXTRAS} and min(timed.values()) > 0
+    monkeypatch.setattr(benchmark_photo, "CAMERA", (64, 48))
+    monkeypatch.setattr(benchmark_photo, "PHONE", (96, 64))
+    monkeypatch.setattr(benchmark_photo, "_peak", lambda *_: {"torch_mb": 300.0, "peak_mb": 350.0})
+    assert main(["photo", "--models", str(model), "--runs", "2", "--folder", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "| tiny | 96x64 |" in out and "3 photos of 64x48 by `python -m searchseg.segment`, tiny" in out
+
+
+def test_the_rate_of_the_bare_network_counts_its_calls(model):
+    segmenter, threads = Segmenter.from_pretrained(model, device="cpu"), torch.get_num_threads()
+    calls = []
+    segmenter._faster.register_forward_hook(lambda *_: calls.append(1))
+    assert benchmark_photo.bare_rate(segmenter, 1, calls=5) > 0
+    assert len(calls) == 7 and torch.get_num_threads() == threads
+
+
+def test_the_folders_line_states_rates_and_shares():
+    folder = {
+        "model": "net",
+        "photos": 101,
+        "first_seconds": 2.0,
+        "seconds": 7.0,
+        "bare": 25.0,
+        "side_by_side": 40.0,
+    }
+    about = {"device": "a processor", "threads": 2, "torch": "2"}
+    text = markdown({"photos": [], "folders": [folder], "machine": about, "runs": 3, "backend": "torch"})
+    assert "14.4 a second with its start" in text and "20.0 after it" in text
+    assert "58% with the start, 80% after it" in text and "side by side (50%)" in text
+
+
+def test_waiting_for_rows_is_told_from_computing(monkeypatch, tmp_path, capsys):
+    real = benchmark_loader.Training.step
+
+    def slow(*arguments):
+        benchmark_loader.time.sleep(0.05)
+        return real(*arguments)
+
+    monkeypatch.setattr(benchmark_loader.Training, "step", slow)
+    file = tmp_path / "loader.json"
+    command = ["loader", "--preset", "smoke", "--steps", "2", "--cpu", "--json", str(file), "--workers", "0"]
+    assert main(command) == 0 and main(command) == 0
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["step"] > 0.05 and 0 < row["share"] < 1
+    assert row["share"] == pytest.approx(row["waited"] * row["rate"] / row["batch"])
+    assert "smoke, 32 px, batch 8 | 0" in capsys.readouterr().out
