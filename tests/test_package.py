@@ -33,6 +33,25 @@ print("status", segment.main(["picture.png", "--model", {str(SHIPPED)!r}, "--out
 """
 
 
+HEAVY = (*ABSENT, "onnx", "onnxruntime", "onnxscript", "segmentation_models_pytorch", "huggingface_hub")
+IMPORT = f"""
+import sys, torch
+
+before = set(sys.modules)
+import searchseg, searchseg.segment
+
+roots = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(sorted(roots & set({HEAVY!r})))
+"""
+
+
+def test_importing_the_library_imports_nothing_that_takes_long():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
