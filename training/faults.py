@@ -18,6 +18,7 @@ The exit status is 1 when anything differs. Works where processes fork (not on W
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import os
 import signal
@@ -35,7 +36,9 @@ from PIL import Image
 
 import training.retrain
 import training.search
+from searchseg.cost import count_macs, count_parameters
 from searchseg.genotype import random_genotype
+from searchseg.network import UShapeConfig
 from training.checkpoint import load_checkpoint
 from training.files import read_lines, write_atomically
 from training.loop import CHECKPOINT
@@ -60,6 +63,14 @@ class Tally:
     def line(self) -> str:
         told = f"{self.what}: {self.kills} interruptions of {self.runs} runs, {len(self.different)} differ"
         return told + (f", slowest end after a signal {self.slowest:.1f} s" if self.slowest else "")
+
+
+def warm() -> None:
+    """Import what runs import on their way, so that their forks need not."""
+    for name in ("datasets", "matplotlib.backends.backend_agg", "timm.utils", "torchmetrics.classification"):
+        importlib.import_module(name)
+    count_parameters(UShapeConfig((4, 4, 4, 4), 1))
+    count_macs(UShapeConfig((4, 4, 4, 4), 1), (16, 16))
 
 
 def draw_rows(folder: Path) -> Path:
@@ -221,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     tallies = []
+    warm()
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)

@@ -26,9 +26,11 @@ from training.darts import Darts
 from training.files import write_atomically
 from training.options import machine
 from training.presets import PRESETS, Memory, SearchMethod
+from training.timing import between_marks
 
 GB = 1e9
 POLL = 0.02  # seconds between looks at a child
+SPARE = 0.7  # GB that must stay free for the rest of the machine
 
 
 def add_memory_measurements(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +44,7 @@ def add_memory_measurements(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=float, default=16.0, help="GB at which a process is stopped")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
     parser.add_argument("--json", type=Path, help="file for the figures; those it has are not measured again")
+    parser.add_argument("--into", type=Path, help="document that gets all figures of --json, between marks")
     parser.add_argument("--only", help=argparse.SUPPRESS)
 
 
@@ -68,14 +71,29 @@ def benchmark_memory(args: argparse.Namespace) -> None:
                 document = {**known, "machine": machine()}
                 write_atomically(args.json, json.dumps(document, indent=1) + "\n")
         print(line(row), flush=True)
+    if args.into:
+        between_marks(args.into, "memory", table(known["steps"], machine()))
+
+
+def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """All measured combinations as markdown."""
+    head = ("partial", "accumulate", "checkpoint-activations", "peak memory")
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    order = sorted(rows, key=lambda r: (r["partial"], r["recompute"], r["accumulate"]))
+    lines += [f"| {' | '.join(re.split(r'  +', line(row).strip()))} |" for row in order]
+    told = (
+        f"{about['device']}, {about['threads']} threads, torch {about['torch']}; libraries take 0.7 GB of it"
+    )
+    return "\n".join(
+        [*lines, "", f"{told}. Of more than two parts, two are computed and the seconds scaled."]
+    )
 
 
 def line(row: dict[str, Any]) -> str:
     """A measured combination for people."""
     peak = f"{row['peak_gb']:.1f} GB" if row["peak_gb"] else f"over {row['limit_gb']:g} GB"
-    took = f"{row['seconds']:.1f}" if row["seconds"] else "-"
     again = "yes" if row["recompute"] else "no"
-    return f"{row['partial']:>7} {row['accumulate']:>10} {again:>22} {peak:>12} {took:>8}"
+    return f"{row['partial']:>7} {row['accumulate']:>10} {again:>22} {peak:>12}"
 
 
 def _choices(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -89,23 +107,26 @@ def _choices(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure(args: argparse.Namespace, choice: dict[str, Any]) -> dict[str, Any]:
-    """Peak in GB and seconds of a step in a process of its own; None for both when it goes over the limit."""
+    """Peak in GB of a step in a process of its own; None when it goes over the limit."""
     what = json.dumps([choice["partial"], choice["accumulate"], choice["recompute"]])
-    command = [sys.executable, "-m", "training.benchmark", "memory", "--only", what, "--preset", args.preset]
+    command = [sys.executable, "-m", "training.memory", "--only", what, "--preset", args.preset]
     command += ["--batch", str(args.batch), "--size", str(args.size), *(["--cpu"] if args.cpu else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         while child.poll() is None:
-            if resident(child.pid) > args.limit * GB:
+            over = resident(child.pid) > args.limit * GB
+            if over or _available() < SPARE * GB:
                 child.kill()
                 child.wait()
-                return {"peak_gb": None, "seconds": None}
+                if not over:
+                    raise SystemExit(f"less than {SPARE} GB are free on this machine: end what else runs")
+                return {"peak_gb": None}
             time.sleep(POLL)
         said = child.stdout.read() if child.stdout else ""
     if child.returncode:
         raise SystemExit(f"{' '.join(command)} ended with status {child.returncode}")
     found = json.loads(said.splitlines()[-1])
     if found["peak_gb"] > args.limit:  # between two looks, or on a GPU
-        return {"peak_gb": None, "seconds": None}
+        return {"peak_gb": None}
     return found
 
 
@@ -120,29 +141,33 @@ def resident(pid: int | str = "self", what: str = "VmRSS") -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _step(args: argparse.Namespace, partial: int, memory: Memory) -> dict[str, float]:
-    """Peak memory and seconds of one search step, taken as in the midst of a search.
+def _available() -> float:
+    """Bytes that the machine could still give; infinite where it does not say."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return float("inf")
+    return int(found[1]) * 1024 if found else float("inf")
 
-    Of a batch in many parts only two are computed, as no more memory is needed after the second; the seconds
-    are scaled.
+
+def _step(args: argparse.Namespace, partial: int, memory: Memory) -> dict[str, float]:
+    """Peak memory of the step of the weights as in the midst of a search; that of alpha needs less.
+
+    Of a batch in parts one is computed, beside gradients such as the parts before it have left.
     """
     torch.manual_seed(0)
     settings, accelerator = PRESETS[args.preset].search, Accelerator(cpu=args.cpu)
-    device, parts = accelerator.device, min(memory.accumulate, 2)
-    count = -(-args.batch // memory.accumulate) * parts
+    device, count = accelerator.device, -(-args.batch // memory.accumulate)
     space = USpace(settings.network(2), partial).to(device=device, memory_format=torch.channels_last)
     run = Darts(space, settings, accelerator, SearchMethod(partial=partial))
-    run.save_memory(Memory(parts, memory.recompute))
+    run.save_memory(Memory(1, memory.recompute))
     _warm(run)
+    before = [torch.zeros_like(w) for w in run.weights] if memory.accumulate > 1 else []
     images = torch.randn(count, 3, args.size, args.size, device=device)
-    masks = torch.randint(0, 2, (count, args.size, args.size), device=device)
-    began = time.perf_counter()
-    run.architecture_step((images, masks))
-    run.weight_step((images, masks))
-    gpu = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if gpu else resident(what="VmHWM")
-    seconds = (time.perf_counter() - began) * args.batch / count
-    return {"peak_gb": round(peak / GB, 2), "seconds": round(seconds, 2)}
+    run.weight_step((images, torch.randint(0, 2, (count, args.size, args.size), device=device)))
+    del before
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident(what="VmHWM")
+    return {"peak_gb": round(peak / GB, 2)}
 
 
 def _warm(run: Darts) -> None:
@@ -154,3 +179,9 @@ def _warm(run: Darts) -> None:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser("python -m training.memory", description=__doc__)
+    add_memory_measurements(options)
+    benchmark_memory(options.parse_args())
