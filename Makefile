@@ -18,7 +18,8 @@ lint: .venv/dev.installed
 	$(BIN)/mypy
 
 bench: .venv/app.installed
-	$(BIN)/python -m training.benchmark segment
+	$(BIN)/python -m training.benchmark segment --sizes 160 256 --pictures 1 4 --budget 4
+	$(BIN)/python -m training.benchmark photo
 	$(BIN)/python -m training.benchmark search
 	$(BIN)/python -m training.benchmark retrain
 	$(BIN)/python -m training.benchmark page --requests 900

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import searchseg
+from searchseg.onnx import OnnxError, onnx_program
 from searchseg.pretrained import PretrainedError
 
 ONNX = "model.onnx"
@@ -37,23 +38,15 @@ def export_onnx(model: nn.Module, path: Path) -> float | None:
     Raises ExportError when a package is missing or the two disagree by more than 1e-3; `path` is then
     left as it was.
     """
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ExportError(f"{', '.join(missing)} is not installed: pip install onnx onnxscript")
     batch = torch.export.Dim("batch", min=1, max=64)
     height, width = (torch.export.Dim(name, min=16, max=4096) for name in ("height", "width"))
-    program = torch.onnx.export(
-        model.eval(),
-        (torch.randn(2, 3, 149, 171),),  # no side a multiple of 16, so that no upsampling is left out
-        dynamo=True,
-        dynamic_shapes={"image": {0: batch, 2: height, 3: width}},
-        input_names=["image"],
-        output_names=["scores"],
-        verbose=False,
-    )
+    try:  # no side is a multiple of 16, so that no upsampling is left out
+        program = onnx_program(model, (2, 3, 149, 171), {0: batch, 2: height, 3: width})
+    except OnnxError as error:
+        raise ExportError(str(error)) from error
     partial = path.with_name(path.name + ".partial")
     try:
-        program.save(partial)  # type: ignore[union-attr]
+        program.save(partial)
         difference = _difference(model, partial)
         if difference is not None and not difference <= TOLERANCE:
             raise ExportError(f"onnxruntime differs from torch by {difference:.1e}, more than {TOLERANCE}")
