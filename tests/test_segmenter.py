@@ -148,19 +148,18 @@ def test_bands_give_the_classes_of_the_whole(size, band_values, monkeypatch):
         check_against_the_whole(mask, scores)
 
 
-@pytest.mark.parametrize("height", [5, 48])
-def test_a_band_holds_no_more_than_its_bound(monkeypatch, height):
-    bound = 64 * 5 if height == 48 else 64 * 2 * 3  # 12 rows of scores become 5: a band has 3 rows of each
+@pytest.mark.parametrize("height, bound, bands", [(48, 64 * 5, 10), (5, 64 * 6, 3)], ids=["up", "down"])
+def test_a_band_holds_no_more_than_its_bound(monkeypatch, height, bound, bands):
     monkeypatch.setattr(module, "BAND_VALUES", bound)
     seen, best = [], module._best
 
     def count(wide: Tensor, *arguments: Tensor) -> None:
-        seen.append(max(wide[0].numel(), arguments[-1].numel()))
+        seen.append(max(wide[0].numel(), arguments[-1].numel()))  # rows of scores, rows of the mask
         best(wide, *arguments)
 
     monkeypatch.setattr(module, "_best", count)
     class_ids(torch.randn(3, 12, 16), height, 64)
-    assert len(seen) == {48: 10, 5: 3}[height] and max(seen) <= {48: 64 * 5, 5: 64 * 6}[height]
+    assert len(seen) == bands and max(seen) <= bound
 
 
 @pytest.mark.parametrize("classes", [2, 255])
