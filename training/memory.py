@@ -59,9 +59,7 @@ def benchmark_memory(args: argparse.Namespace) -> None:
     known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"steps": []}
     print(f"search step, preset {args.preset}, widths {settings.widths}, {settings.nodes} nodes, "
           f"batch {args.batch}, {args.size} px, stopped over {args.limit:g} GB")  # fmt: skip
-    print(
-        f"{'partial':>7} {'accumulate':>10} {'checkpoint-activations':>22} {'peak memory':>12} {'seconds':>8}"
-    )
+    print(f"{'partial':>7} {'accumulate':>10} {'checkpoint-activations':>22} {'peak memory':>12}")
     for choice in _choices(args):
         row = next((r for r in known["steps"] if all(r[k] == v for k, v in choice.items())), None)
         if row is None:
