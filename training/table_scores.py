@@ -17,7 +17,6 @@ from searchseg.cost import macs, parameters
 from searchseg.pretrained import CONFIG, from_pretrained
 from searchseg.segmenter import Segmenter
 from searchseg.task import IGNORE, Task
-from training.timing import interleaved
 from training.bootstrap import miou
 from training.evaluate import answers
 from training.files import read_lines
@@ -25,6 +24,7 @@ from training.options import machine
 from training.presets import Recipe
 from training.rows import CheckedRows
 from training.source import Table
+from training.timing import interleaved
 
 COUNTS = "counts.npz"  # confusion counts of every test picture
 TIMED_ON_CPU = 20  # pictures, where the others are scored on a GPU
