@@ -319,9 +319,10 @@ def test_killed_it_continues_on_two_processes_from_the_same_commit(hub, model, t
     assert contents["commit"] == head and len(contents["revision"]) == 40
 
     hub.commit("alice/photos", {"README.md": b"---\nlicense: mit\n---\n"}, type="dataset")  # main moves on
-    launch = ["python", "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m"]
-    ended = run_with_hub(hub, [*launch, "training.segment", "--resume", str(out)])
+    launch = ["python", "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m"]
+    ended = run_with_hub(hub, [*launch, "training.segment", "--resume", str(out), "--cpu"])
     assert ended.returncode == 1 and "error: 2 of 240 pictures have no mask" in ended.stderr, ended.stderr
+    assert "local_rank: 1" in ended.stderr, "one process did it all"
     assert shards(out) == shards(whole) and len(shards(out)) == 60
     assert {name: (out / "data" / name).stat().st_mtime_ns for name in done} == done
     assert contents["revision"] in (out / "README.md").read_text()
