@@ -62,7 +62,7 @@ def _figure(
     figure = Figure(figsize=((1.45 if single else columns) * side, side * rows), layout="constrained")
     draw(figure.subplots() if single else figure.subplots(rows, columns, squeeze=False).ravel())
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=140)
+    figure.savefig(stream, format="png", dpi=140, bbox_inches="tight")
     write_atomically(path, stream.getvalue())
 
 
@@ -169,7 +169,7 @@ def _pictures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out:
     figure = Figure(figsize=(1.8 * columns, 5.4), layout="constrained")
     draw(figure.subplots(len(CASES), columns, squeeze=False))
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=140)
+    figure.savefig(stream, format="png", dpi=140, bbox_inches="tight")
     write_atomically(out / "pictures.png", stream.getvalue())
 
 
