@@ -16,7 +16,10 @@ class Session(state_holder.SessionState):
     """
 
     def __init__(self, blocks: Any) -> None:
-        super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks={}))  # type: ignore[arg-type]
+        try:
+            super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks={}))  # type: ignore[arg-type]
+        except AttributeError:  # another gradio looks at more of the page: slower, but right
+            super().__init__(blocks)
 
 
 def use() -> None:
