@@ -8,7 +8,8 @@ examples:
   python -m training.segment --data me/photos --model me/net --out runs/masks
   accelerate launch --multi_gpu --num_processes 2 -m training.segment --cpu --data photos --model me/net
     --out runs/masks   (two processes on a CPU)
-  accelerate launch --multi_gpu --num_processes 4 -m training.segment --resume runs/masks --push-to-hub me/masks
+  accelerate launch --multi_gpu --num_processes 4 -m training.segment --resume runs/masks
+    --push-to-hub me/masks
   python -m training.segment --data me/photos --model me/net --sure 0.9 --with-image --out runs/pseudo
     (then python -m training.retrain --pseudo runs/pseudo ... learns from them)
 
