@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
 from searchseg import task as tasks
+from searchseg.cost import count_macs
 from searchseg.genotype import random_genotype
+from searchseg.network import UShapeConfig
 from training.presets import PRESETS, RECIPES, RetrainSettings, SearchMethod
 from training.retrain import retrain, searchnet
 from training.search import search
@@ -30,6 +35,17 @@ METHODS = {
     "random-shared": SearchMethod("random-shared", samples=1),
     "reinforce": SearchMethod("reinforce", samples=1),
 }
+
+
+@contextlib.contextmanager
+def without_extras() -> Iterator[None]:
+    """Leave out curves and costs of networks: no part of learning, and they take longer than the steps."""
+    costs = count_macs(UShapeConfig((4, 4, 4, 4), 1), (16, 16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.retrain.draw_curves", lambda *args: None)
+        patch.setattr("training.search.count_macs", lambda *args: costs)
+        patch.setattr("training.search._with_costs", lambda genotype, *args: genotype)
+        yield
 
 
 def draw_table() -> datasets.Dataset:

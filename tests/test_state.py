@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from courses import METHODS, begin, draw_table
+from courses import METHODS, begin, draw_table, without_extras
 
-from searchseg.cost import count_macs
-from searchseg.network import UShapeConfig
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.faults import equal, result
 from training.loop import CHECKPOINT, Interrupted
@@ -39,12 +37,7 @@ def rows() -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Curves and costs of the network have no part in it, and take longer than the steps."""
-    costs = count_macs(UShapeConfig((4, 4, 4, 4), 1), (16, 16))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.retrain.draw_curves", lambda *args: None)
-        patch.setattr("training.search.count_macs", lambda *args: costs)
-        patch.setattr("training.search._with_costs", lambda genotype, *args: genotype)
+    with without_extras():
         yield
 
 

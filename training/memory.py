@@ -80,11 +80,10 @@ def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     order = sorted(rows, key=lambda r: (r["partial"], r["recompute"], r["accumulate"]))
     lines += [f"| {' | '.join(re.split(r'  +', line(row).strip()))} |" for row in order]
     told = (
-        f"{about['device']}, {about['threads']} threads, torch {about['torch']}; libraries take 0.7 GB of it"
+        f"{about['device']}, {about['threads']} threads, torch {about['torch']}; libraries take 0.7 GB of "
+        "it. Of a batch in parts one is computed, beside gradients such as the parts before it leave."
     )
-    return "\n".join(
-        [*lines, "", f"{told}. Of more than two parts, two are computed and the seconds scaled."]
-    )
+    return "\n".join([*lines, "", told])
 
 
 def line(row: dict[str, Any]) -> str:
