@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,11 +103,13 @@ class OperationCosts:
         )
 
 
+@functools.lru_cache(64)
 def count_macs(config: UShapeConfig, size: tuple[int, int]) -> OperationCosts:
     """MACs of one picture of `size` (H, W) through a SearchNet; totals are exact."""
     return _count(config, size, macs)
 
 
+@functools.lru_cache(64)
 def count_parameters(config: UShapeConfig) -> OperationCosts:
     """Parameters of a SearchNet; totals are exact."""
     return _count(config, (32, 32), lambda module, _: parameters(module))  # the same at any size

@@ -43,6 +43,7 @@ from training.checkpoint import load_checkpoint
 from training.files import read_lines, write_atomically
 from training.loop import CHECKPOINT
 from training.options import Manual
+from training.presets import PRESETS
 from training.runs import SETTINGS
 
 COMMANDS = {"search": training.search.main, "retrain": training.retrain.main}
@@ -66,11 +67,13 @@ class Tally:
 
 
 def warm() -> None:
-    """Import what runs import on their way, so that their forks need not."""
+    """Import and count what runs need on their way, so that their forks need not."""
     for name in ("datasets", "matplotlib.backends.backend_agg", "timm.utils", "torchmetrics.classification"):
         importlib.import_module(name)
-    count_parameters(UShapeConfig((4, 4, 4, 4), 1))
-    count_macs(UShapeConfig((4, 4, 4, 4), 1), (16, 16))
+    final = PRESETS["smoke"].retrain
+    shape = UShapeConfig(final.widths, PRESETS["smoke"].search.nodes, final.stem_stride, 2)
+    count_parameters(shape)
+    count_macs(shape, final.shape)  # remembered: it takes as long as several steps
 
 
 def draw_rows(folder: Path) -> Path:
