@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import faults
+from training import faults, retrain
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.loop import CHECKPOINT
 
@@ -28,7 +29,15 @@ def test_kills_and_signals_change_nothing_and_a_difference_is_seen(tmp_path: Pat
             lines = [line for line in done.stdout.splitlines() if line.startswith(f"{what}, {name}")]
             assert f": {count} interruptions" in lines[-1] and ", 0 differ" in lines[-1]
 
-    out = tmp_path / "retrain-undisturbed"
+    # stopped between its first two files
+    out, began = tmp_path / "retrain-undisturbed", tmp_path / "began"
+    began.mkdir()
+    shutil.copy(out / "settings.json", began)
+    assert retrain.main(["--resume", str(began)]) == 0
+    assert faults.equal(faults.result(began), faults.result(out))
+    (began / "genotype.json").unlink()
+    assert retrain.main(["--resume", str(began)]) == 1
+
     wanted = faults.result(out)
     assert faults.equal(faults.result(out), wanted) and len(wanted[0]) == 2 and len(wanted[3]) > 100
     assert faults.equal(faults.result(tmp_path / "retrain-9-0"), wanted)

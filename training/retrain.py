@@ -56,7 +56,7 @@ from searchseg.pretrained import (
 from searchseg.task import Task, TaskError
 from training.evaluate import evaluate_rows
 from training.files import replace_files, write_atomically
-from training.loop import SAVE_SECONDS, Loop, NotFinite, finite
+from training.loop import CHECKPOINT, SAVE_SECONDS, Loop, NotFinite, finite
 from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings
@@ -448,8 +448,9 @@ def main(argv: list[str] | None = None) -> int:
         top.error("--pseudo does not go with --streaming: its rows are checked and kept")
     if not args.genotype and not args.architecture:
         top.error(f"give --genotype G.json or --architecture {'|'.join(BASELINES)}")
-    if args.resume and args.genotype:  # the run folder has its own copy
-        args.genotype = str(args.resume / "genotype.json")
+    kept = args.out / GENOTYPE  # its own copy, which is there before anything is learned
+    if args.resume and args.genotype and (kept.exists() or (args.out / CHECKPOINT).exists()):
+        args.genotype = str(kept)
     return perform(_run, args, argv, "training.retrain")
 
 
@@ -478,7 +479,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         **origin,
     )  # fmt: skip
     if accelerator.is_main_process and model.genotype is not None:
-        write_atomically(args.out / "genotype.json", model.genotype.to_json())
+        write_atomically(args.out / GENOTYPE, model.genotype.to_json())
     if args.sync_batch_norm:
         normalise_together(model)
     more = {"seed": args.seed, "held_out": held_out, "workers": args.workers}
