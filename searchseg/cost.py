@@ -105,13 +105,13 @@ class OperationCosts:
 
 @functools.lru_cache(64)
 def count_macs(config: UShapeConfig, size: tuple[int, int]) -> OperationCosts:
-    """MACs of one picture of `size` (H, W) through a SearchNet; totals are exact."""
+    """MACs of one picture of `size` (H, W) through a SearchNet; totals are exact. Counted once a process."""
     return _count(config, size, macs)
 
 
 @functools.lru_cache(64)
 def count_parameters(config: UShapeConfig) -> OperationCosts:
-    """Parameters of a SearchNet; totals are exact."""
+    """Parameters of a SearchNet; totals are exact. Counted once a process."""
     return _count(config, (32, 32), lambda module, _: parameters(module))  # the same at any size
 
 

@@ -18,10 +18,9 @@ from PIL import Image
 from searchseg import task as tasks
 from searchseg.cost import count_macs
 from searchseg.genotype import random_genotype
-from searchseg.network import UShapeConfig
 from training.presets import PRESETS, RECIPES, RetrainSettings, SearchMethod
 from training.retrain import retrain, searchnet
-from training.search import search
+from training.search import derived_shape, search
 from training.together import normalise_together
 
 TASK = tasks.custom(["dark", "light"])
@@ -39,11 +38,13 @@ METHODS = {
 
 @contextlib.contextmanager
 def without_extras() -> Iterator[None]:
-    """Leave out curves and costs of networks: no part of learning, and they take longer than the steps."""
-    costs = count_macs(UShapeConfig((4, 4, 4, 4), 1), (16, 16))
+    """Leave out curves and the genotype's cost: no part of learning, and they take longer than the steps.
+
+    What operations cost is counted here, so that processes forked from this one remember it.
+    """
+    count_macs(*derived_shape(SEARCH, FINAL, len(TASK.classes)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.retrain.draw_curves", lambda *args: None)
-        patch.setattr("training.search.count_macs", lambda *args: costs)
         patch.setattr("training.search._with_costs", lambda genotype, *args: genotype)
         yield
 

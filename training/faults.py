@@ -36,9 +36,8 @@ from PIL import Image
 
 import training.retrain
 import training.search
-from searchseg.cost import count_macs, count_parameters
+from searchseg.cost import count_macs
 from searchseg.genotype import random_genotype
-from searchseg.network import UShapeConfig
 from training.checkpoint import load_checkpoint
 from training.files import read_lines, write_atomically
 from training.loop import CHECKPOINT
@@ -70,10 +69,7 @@ def warm() -> None:
     """Import and count what runs need on their way, so that their forks need not."""
     for name in ("datasets", "matplotlib.backends.backend_agg", "timm.utils", "torchmetrics.classification"):
         importlib.import_module(name)
-    final = PRESETS["smoke"].retrain
-    shape = UShapeConfig(final.widths, PRESETS["smoke"].search.nodes, final.stem_stride, 2)
-    count_parameters(shape)
-    count_macs(shape, final.shape)  # remembered: it takes as long as several steps
+    count_macs(*training.search.derived_shape(PRESETS["smoke"].search, PRESETS["smoke"].retrain, 2))
 
 
 def draw_rows(folder: Path) -> Path:

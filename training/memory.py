@@ -56,7 +56,9 @@ def benchmark_memory(args: argparse.Namespace) -> None:
         partial, parts, recompute = json.loads(args.only)
         print(json.dumps(_step(args, partial, Memory(parts, recompute))))
         return
-    known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"steps": []}
+    known: dict[str, Any] = {"steps": [], "machine": machine()}
+    if args.json and args.json.exists():
+        known = json.loads(args.json.read_text())
     print(f"search step, preset {args.preset}, widths {settings.widths}, {settings.nodes} nodes, "
           f"batch {args.batch}, {args.size} px, stopped over {args.limit:g} GB")  # fmt: skip
     print(f"{'partial':>7} {'accumulate':>10} {'checkpoint-activations':>22} {'peak memory':>12}")
@@ -66,11 +68,10 @@ def benchmark_memory(args: argparse.Namespace) -> None:
             row = {**choice, **_measure(args, choice)}
             known["steps"].append(row)
             if args.json:
-                document = {**known, "machine": machine()}
-                write_atomically(args.json, json.dumps(document, indent=1) + "\n")
+                write_atomically(args.json, json.dumps(known, indent=1) + "\n")
         print(line(row), flush=True)
     if args.into:
-        between_marks(args.into, "memory", table(known["steps"], machine()))
+        between_marks(args.into, "memory", table(known["steps"], known["machine"]))
 
 
 def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:

@@ -204,7 +204,7 @@ def search(
     space = space.to(accelerator.device, memory_format=torch.channels_last)
     if sync_batch_norm:
         normalise_together(space)
-    shape, shape_size = _derived(settings, final, len(task.classes))
+    shape, shape_size = derived_shape(settings, final, len(task.classes))
     macs_costs = count_macs(shape, shape_size)
     budget = Budget(method.budget, method.limit) if method.budget and method.limit else None
     with accelerator.main_process_first():  # the others find its table of latencies in the cache
@@ -244,7 +244,7 @@ def search(
     return genotype
 
 
-def _derived(
+def derived_shape(
     settings: SearchSettings, final: RetrainSettings | None, num_classes: int
 ) -> tuple[UShapeConfig, tuple[int, int]]:
     """Shape and picture size of the network that the search is for."""
@@ -386,7 +386,7 @@ def draw(
     accelerator: Accelerator,
 ) -> None:
     """--method random: write --samples genotypes to genotypes/, the first one also as genotype.json."""
-    shape, _ = _derived(settings, final, num_classes)
+    shape, _ = derived_shape(settings, final, num_classes)
     costs, near = count_parameters(shape), None
     tolerance = 0.15 if args.within is None else args.within
     if args.params:
