@@ -65,8 +65,8 @@ def whole_batch_norm(
             mean.lerp_(centre.detach().to(mean), momentum)
             variance.lerp_(spread.detach().to(variance) * count / (count - 1), momentum)
     scale = (spread + eps).rsqrt() * (1 if weight is None else weight)
-    offset = (0 if bias is None else bias) - centre * scale
-    return torch.addcmul(_along(offset, x), wide, _along(scale, x)).to(x.dtype)
+    normal = (wide - _along(centre, x)) * _along(scale, x)
+    return (normal if bias is None else normal + _along(bias, x)).to(x.dtype)
 
 
 def _statistics_of_all(x: Tensor) -> Tensor:
