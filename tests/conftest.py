@@ -8,6 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
+# autograd counts the devices at its first backward pass: after torch.export it would count one that is only
+# imagined, start a thread for it, and no process forked from this one could go backward any more
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 # files that take longest come first, so that no process is left with one of them in the end
