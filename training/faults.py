@@ -113,6 +113,8 @@ def begin(what: str, words: list[str], log: Path, prepare: Callable[[], None] | 
         if prepare:
             prepare()
         status = COMMANDS[what](words)
+    except KeyboardInterrupt:  # before the command took over: as Python itself ends then
+        status = 128 + signal.SIGINT
     finally:
         os._exit(status)
 
@@ -210,7 +212,7 @@ class Trial:
             if signum != signal.SIGKILL:
                 tally.slowest = max(tally.slowest, time.monotonic() - began)
             # before the loop begins there is nothing to save, and the signal ends the process itself
-            good = {-signum, 128 + signum, 130} if signum != signal.SIGKILL else {-signum}
+            good = {-signum, 128 + signum} if signum != signal.SIGKILL else {-signum}
             return None if status in good else f"{out.name} ended with status {status}"
         return "" if status == 0 else f"{out.name} ended with status {status}, see {self.what}.log"
 
