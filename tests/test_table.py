@@ -22,7 +22,15 @@ from training import ablation, compare
 from training.bootstrap import miou, paired_bootstrap
 from training.evaluate import answers, evaluate_rows
 from training.files import read_lines
-from training.presets import PARTS, PRESETS, RECIPES, Preset, RetrainSettings, recipe_of
+from training.presets import (
+    PRESETS,
+    SCENE_TRIED,
+    Preset,
+    RetrainSettings,
+    parts_of,
+    plain_with,
+    recipe_of,
+)  # fmt: skip
 from training.retrain import Training, _balance, recipe_of_run
 from training.rows import CheckedRows, load_rows
 from training.source import share_of
@@ -260,11 +268,15 @@ def test_pareto_front() -> None:
 
 
 def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
-    assert "rare classes weigh more" not in [label[2:] for label, _ in ablation.steps(2)]
-    rows = ablation.steps(3)
-    assert [len(parts) for _, parts in rows] == list(range(len(PARTS) + 1))
-    recipes = [recipe_of(parts) for _, parts in rows]
-    assert recipes[-1] == RECIPES["strong"] and len(set(map(repr, recipes))) == len(rows)
+    for classes in (2, 3, 11):
+        rows = ablation.steps(classes)
+        recipes = [plain_with(step.parts) for step in rows]
+        taken = len(parts_of(classes))
+        assert recipes[taken] == recipe_of("strong", classes) and len(set(map(repr, recipes))) == len(rows)
+        assert [step.against for step in rows] == [None, *range(taken), *[taken] * (len(rows) - 1 - taken)]
+        assert [len(step.parts) for step in rows[: taken + 1]] == list(range(taken + 1))
+    assert recipe_of("strong", 2) != recipe_of("strong", 3) == recipe_of("strong", 11)
+    assert recipe_of("paper", 2) == recipe_of("paper", 11)
     out = tmp_path / "ablation"
     words = ["--data", str(data), "--preset", "tiny", "--cpu", "--hold-out", "0.2", "--architecture", "unet"]
     assert (
@@ -276,7 +288,7 @@ def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
     assert [record["system"] for record in document["trainings"]] == [str(n) for n in range(len(rows))]
     assert document["protocol"]["size"] == "32x48" and document["protocol"]["batch"] == 4
     text = (out / "ablation.md").read_text()
-    assert all(f"| {label} |" in text for label, _ in rows) and text.count(" [") == len(rows) - 1
+    assert all(f"| {step.label} |" in text for step in rows) and text.count(" [") == len(rows) - 1
     assert from_pretrained(out / "0-seed0").config.image_size == (32, 48)
     assert "seeds held fixed" in text
     before = (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns
@@ -288,22 +300,22 @@ def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
 def test_only_three_classes_or_more_are_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.zeros(256, np.int64)
     pixels[:3] = 80, 15, 5
-    strong = RECIPES["strong"]
-    weights = _balance(strong, pixels, 3)
+    balanced = plain_with(list(SCENE_TRIED.values()))
+    weights = _balance(balanced, pixels, 3)
     assert weights is not None and weights.argsort().tolist() == [0, 1, 2]
-    assert _balance(strong, pixels, 2) is None and _balance(strong, None, 3) is None
-    assert _balance(recipe_of([]), pixels, 3) is None
-    training = Training(torch.nn.Conv2d(3, 3, 1), strong, Accelerator(cpu=True), weights)
+    assert _balance(balanced, pixels, 2) is None and _balance(balanced, None, 3) is None
+    assert _balance(plain_with([]), pixels, 3) is None and _balance(recipe_of("strong", 3), pixels, 3) is None
+    training = Training(torch.nn.Conv2d(3, 3, 1), balanced, Accelerator(cpu=True), weights)
     logits, target = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
     assert training.criterion(logits, target) == dice_cross_entropy_loss(logits, target, weight=weights)
 
 
 def test_a_run_that_goes_on_keeps_its_recipe(tmp_path: Path) -> None:
     args = argparse.Namespace(recipe="strong", out=tmp_path, resume=None)
-    assert recipe_of_run(args) == RECIPES["strong"]
+    assert recipe_of_run(args, 11) == recipe_of("strong", 11)
     args.resume = tmp_path
     (tmp_path / "settings.json").write_text("{}")
-    assert recipe_of_run(args) == replace(RECIPES["strong"], balance=False)  # of before it was on record
-    kept = {**asdict(RECIPES["strong"]), "lr": 0.5}
+    assert recipe_of_run(args, 11) == recipe_of("strong", 2)  # of before it was on record
+    kept = {**asdict(recipe_of("strong", 2)), "lr": 0.5}
     (tmp_path / "settings.json").write_text(json.dumps({"recipe": kept}))
-    assert recipe_of_run(args).lr == 0.5
+    assert recipe_of_run(args, 11) == replace(recipe_of("strong", 2), lr=0.5)

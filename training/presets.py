@@ -102,7 +102,7 @@ class Recipe:
     weight_decay: float
     schedule: str  # "constant", or "cosine" after a linear warm-up
     warmup: float = 0.0  # share of all steps
-    augment: str = "none"  # "none" or "strong", see rows.py
+    augment: str = "none"  # or "flips", "strong", see rows.py
     ema: float = 0.0  # decay per step of the averaged weights; 0 for none
     small_until: float = 0.0  # share of the epochs trained at `small_factor` of the size first
     small_factor: float = 0.75
@@ -128,25 +128,50 @@ PRESETS = {
 
 # what the recipe strong consists of, in the order in which an ablation adds it
 PLAIN = Recipe("dice", "adamw", lr=2e-3, weight_decay=0.01, schedule="constant", gradient_clip=1.0)
-PARTS = {
+PARTS: dict[str, dict[str, Any]] = {
     "cross-entropy beside Dice": {"loss": "dice+ce"},
     "warm-up and cosine": {"schedule": "cosine", "warmup": 0.1},
     "crops, scales, flips, colours": {"augment": "strong"},
     "averaged weights": {"ema": 0.995},
     "three quarters of the size first": {"small_until": 0.5},
-    "rare classes weigh more": {"balance": True},
 }
+# with three classes or more, where pictures show many of them at once, and rare ones: cross-entropy sees to
+# the large ones, and crops to objects of other sizes than there are
+SCENE_PARTS: dict[str, dict[str, Any]] = {
+    "five times the rate, with warm-up and cosine": {"lr": 1e-2, "schedule": "cosine", "warmup": 0.1},
+    "mirrored pictures": {"augment": "flips"},
+}
+# of no use there, each tried on top of all that is: results/ablation-camvid
+SCENE_TRIED: dict[str, dict[str, Any]] = {
+    "crops, scales, flips, colours": {"augment": "strong"},
+    "cross-entropy beside Dice, rare classes weigh more": {"loss": "dice+ce", "balance": True},
+}
+SCENE = 3  # classes
 
 
-def recipe_of(parts: list[str]) -> Recipe:
-    """The plain recipe with some of the `PARTS`."""
+def parts_of(classes: int) -> dict[str, dict[str, Any]]:
+    """What the recipe strong consists of for so many classes."""
+    return SCENE_PARTS if classes >= SCENE else PARTS
+
+
+def tried_with(classes: int) -> dict[str, dict[str, Any]]:
+    """What was tried on top of it and left out."""
+    return SCENE_TRIED if classes >= SCENE else {}
+
+
+def plain_with(parts: list[dict[str, Any]]) -> Recipe:
+    """The plain recipe with some parts, later ones over earlier ones."""
     changes: dict[str, Any] = {}
     for part in parts:
-        changes |= PARTS[part]
+        changes |= part
     return replace(PLAIN, **changes)
 
 
-RECIPES = {
-    "paper": Recipe(loss="dice", optimizer="sgd", lr=1e-3, weight_decay=5e-4, schedule="constant"),
-    "strong": recipe_of(list(PARTS)),
-}
+RECIPES = ("paper", "strong")
+
+
+def recipe_of(name: str, classes: int) -> Recipe:
+    """The recipe of that name for a network of so many classes."""
+    if name == "paper":
+        return Recipe(loss="dice", optimizer="sgd", lr=1e-3, weight_decay=5e-4, schedule="constant")
+    return plain_with(list(parts_of(classes).values()))
