@@ -182,7 +182,7 @@ def test_augmentation_leaves_the_random_numbers_of_training_alone():
     assert torch.equal(torch.rand(4), wanted)
 
 
-@pytest.mark.parametrize("augment", ["none", "flips", "strong"])
+@pytest.mark.parametrize("augment", ["none", "strong"])
 def test_picture_and_mask_move_together(augment):
     some, seen = examples(augment), set()
     for epoch in range(12):
@@ -193,7 +193,7 @@ def test_picture_and_mask_move_together(augment):
         bright = grey > (grey.max() + grey.min()) / 2  # colour changes keep what is bright bright
         assert (bright == mask.bool()).float().mean() > 0.95
         seen.add(round(mask.nonzero()[:, 1].float().mean().item()))
-    assert (max(seen) > SIZE * 0.55) == (augment != "none")  # a flip brings the ellipse to the right
+    assert (max(seen) > SIZE * 0.55) == (augment == "strong")  # a flip brings the ellipse to the right
 
 
 def test_strong_augmentation_crops_flips_and_recolours():

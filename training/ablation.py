@@ -1,9 +1,8 @@
 """What does each part of the recipe strong bring? One network, trained with one part more at a time.
 
-The first row has none of the parts; the recipe strong has all that are added, and rows after it show what was
-left out of it, each on its own. Rows, seed, size and epochs are equal. The epoch is chosen on validation
-rows, and the test rows are read once for each training, alone and averaged with their mirror images (no
-training of its own).
+The first row has none of the parts, the last is the recipe strong; rows, seed, size and epochs are equal. The
+epoch is chosen on validation rows, and the test rows are read once for each training, alone and averaged with
+their mirror images (no training of its own).
 
 examples:
   python -m training.ablation --task camvid --data DATA --validation validation --size 144x192 --batch-size 8
@@ -31,7 +30,7 @@ from searchseg.task import TaskError
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
-from training.presets import parts_of, plain_with, tried_with
+from training.presets import parts_of, plain_with
 from training.retrain import add_training_options, genotype_of, retrain_settings
 from training.runs import add_run_options, parse, perform, record_settings, recorded
 from training.systems import RESULT, System, run_system
@@ -39,28 +38,25 @@ from training.table import SHIPPED, add_scoring_options, rows_of
 from training.table_scores import COUNTS, Origin
 
 CAVEAT = (
-    "Each row with a + has the parts of those above it, so what a part brings depends on the order; what is "
-    "not in the recipe was added to all that is. The interval is that of a paired bootstrap over the test "
-    "pictures with the seeds held fixed: it knows nothing of the noise of training."
+    "Each row has the parts of the rows above it, so what a part brings depends on the order. The interval "
+    "is that of a paired bootstrap over the test pictures with the seeds held fixed: it knows nothing of the "
+    "noise of training."
 )
 NOTHING = "Dice loss, AdamW, constant rate, no augmentation"
 
 
 class Step(NamedTuple):
-    """A row: what it is called, its parts over the plain recipe, and the row that it is held against."""
+    """A row: what it is called, and its parts over the plain recipe."""
 
     label: str
     parts: list[dict[str, Any]]
-    against: int | None
 
 
 def steps(classes: int) -> list[Step]:
-    """The rows of the table: one part more each, then each of those left out on top of all."""
-    parts, left_out = parts_of(classes), tried_with(classes)
+    """The rows of the table: one part more each."""
+    parts = parts_of(classes)
     taken = list(parts.values())
-    rows = [Step(NOTHING, [], None)]
-    rows += [Step(f"+ {part}", taken[: n + 1], n) for n, part in enumerate(parts)]
-    return rows + [Step(f"not in it: {part}", [*taken, left_out[part]], len(parts)) for part in left_out]
+    return [Step(NOTHING, []), *(Step(f"+ {part}", taken[: n + 1]) for n, part in enumerate(parts))]
 
 
 def markdown(planned: list[Step], records: list[dict[str, Any]], out: Path) -> str:
@@ -76,8 +72,8 @@ def markdown(planned: list[Step], records: list[dict[str, Any]], out: Path) -> s
             np.stack([np.load(out / f"{number}-seed{row['seed']}" / COUNTS)["counts"] for row in rows])
         )
         brought = ""
-        if step.against is not None:
-            found = paired_bootstrap(counts[number], counts[step.against])
+        if number:
+            found = paired_bootstrap(counts[number], counts[number - 1])
             brought = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
         means = {key: np.mean([row[key] for row in rows]) for key in MEASURES}
         cells = [step.label, f"{means['miou']:.4f}", brought, f"{means['miou_averaged_with_mirrored']:.4f}"]

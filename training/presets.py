@@ -102,7 +102,7 @@ class Recipe:
     weight_decay: float
     schedule: str  # "constant", or "cosine" after a linear warm-up
     warmup: float = 0.0  # share of all steps
-    augment: str = "none"  # or "flips", "strong", see rows.py
+    augment: str = "none"  # "none" or "strong", see rows.py
     ema: float = 0.0  # decay per step of the averaged weights; 0 for none
     small_until: float = 0.0  # share of the epochs trained at `small_factor` of the size first
     small_factor: float = 0.75
@@ -135,28 +135,17 @@ PARTS: dict[str, dict[str, Any]] = {
     "averaged weights": {"ema": 0.995},
     "three quarters of the size first": {"small_until": 0.5},
 }
-# with three classes or more, where pictures show many of them at once, and rare ones: cross-entropy sees to
-# the large ones, and crops to objects of other sizes than there are
+# with three classes or more, as in street scenes, where some are rare and much has to be learned
 SCENE_PARTS: dict[str, dict[str, Any]] = {
-    "five times the rate, with warm-up and cosine": {"lr": 1e-2, "schedule": "cosine", "warmup": 0.1},
-    "mirrored pictures": {"augment": "flips"},
-}
-# of no use there, each tried on top of all that is: results/ablation-camvid
-SCENE_TRIED: dict[str, dict[str, Any]] = {
-    "crops, scales, flips, colours": {"augment": "strong"},
-    "cross-entropy beside Dice, rare classes weigh more": {"loss": "dice+ce", "balance": True},
+    "rare classes weigh more": {"balance": True},
+    "two and a half times the rate": {"lr": 5e-3},
 }
 SCENE = 3  # classes
 
 
 def parts_of(classes: int) -> dict[str, dict[str, Any]]:
     """What the recipe strong consists of for so many classes."""
-    return SCENE_PARTS if classes >= SCENE else PARTS
-
-
-def tried_with(classes: int) -> dict[str, dict[str, Any]]:
-    """What was tried on top of it and left out."""
-    return SCENE_TRIED if classes >= SCENE else {}
+    return PARTS | SCENE_PARTS if classes >= SCENE else PARTS
 
 
 def plain_with(parts: list[dict[str, Any]]) -> Recipe:

@@ -2,10 +2,9 @@
 
 recipes:
   paper    Dice loss, SGD with momentum 0.9, lr 1e-3, weight decay 5e-4, no augmentation (Zhu & Ma 2023)
-  strong   two classes: Dice + cross-entropy, AdamW with warm-up and cosine, averaged weights (EMA), joint
-           augmentation, the first half of the epochs at three quarters of the size;
-           three or more: Dice, AdamW at five times the rate with warm-up and cosine, mirrored pictures;
-           python -m training.ablation shows what each part brings
+  strong   Dice + cross-entropy, AdamW with warm-up and cosine, averaged weights (EMA), joint augmentation,
+           the first half of the epochs at three quarters of the size; with three classes or more rare ones
+           weigh more, and the rate is higher; python -m training.ablation shows what each part brings
 
 examples:
   python -m training.retrain --genotype runs/pet/genotype.json --data FOLDER --recipe strong --out runs/net
@@ -408,7 +407,7 @@ def recipe_of_run(args: argparse.Namespace, classes: int) -> Recipe:
     if not args.resume or not path.is_file():
         return recipe_of(args.recipe, classes)
     kept = json.loads(path.read_text()).get("recipe")
-    # runs before it was on record had one for any number of classes, and did not balance them
+    # runs before it was on record had one for any number of classes
     return Recipe(**{"balance": False, **kept}) if kept else recipe_of(args.recipe, 2)
 
 

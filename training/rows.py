@@ -138,12 +138,11 @@ def halves(rows: Any, seed: int) -> tuple[list[int], list[int]]:
 
 
 def augmentation(name: str, size: Size) -> v2.Transform:
-    """Joint transform of picture and mask to `size`: "none" resizes, "flips" also mirrors every other one,
-    "strong" crops, mirrors and colours."""
+    """Joint transform of picture and mask to `size`: "none" resizes, "strong" also crops, flips and
+    colours."""
     height, width = height_width(size)
-    whole = v2.Resize((height, width), antialias=True)
-    if name != "strong":
-        return v2.Compose([whole, v2.RandomHorizontalFlip()]) if name == "flips" else whole
+    if name == "none":
+        return v2.Resize((height, width), antialias=True)
     ratio = (0.75 * width / height, 1.33 * width / height)
     return v2.Compose(
         [
