@@ -18,7 +18,7 @@ from PIL import Image
 from searchseg import task as tasks
 from searchseg.cost import count_macs
 from searchseg.genotype import random_genotype
-from training.presets import PRESETS, RetrainSettings, SearchMethod, recipe_of
+from training.presets import PRESETS, RECIPES, RetrainSettings, SearchMethod
 from training.retrain import retrain, searchnet
 from training.search import derived_shape, search
 from training.together import normalise_together
@@ -73,5 +73,5 @@ def begin(name: str, rows: Any, out: Path, accelerator: Accelerator, sync: bool 
     net = searchnet(random_genotype(1, seed=0), FINAL, TASK)
     if sync:
         normalise_together(net)
-    recipe = recipe_of("paper" if name == "paper recipe" else "strong", len(TASK.classes))
+    recipe = RECIPES["paper" if name == "paper recipe" else "strong"]
     retrain(net, FINAL, recipe, TASK, rows, out, accelerator, seed=3)

@@ -13,7 +13,7 @@ from searchseg.genotype import random_genotype
 from searchseg.network import SearchNet, UShape, UShapeConfig, USpace
 from training import search
 from training.darts import Darts
-from training.presets import PRESETS, Memory, recipe_of
+from training.presets import PRESETS, RECIPES, Memory
 from training.retrain import Training
 
 SHAPE = UShapeConfig((4, 4, 8, 8), 2, 1, 3)
@@ -91,7 +91,7 @@ def test_a_retraining_step_in_parts() -> None:
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-        training = Training(net, recipe_of("strong", 2), Accelerator(cpu=True), memory=memory)
+        training = Training(net, RECIPES["strong"], Accelerator(cpu=True), memory=memory)
         training.criterion = nn.functional.cross_entropy
         loss, scores = training.step(images, masks, 1.0)
         trained.append((loss, scores, [p.detach().clone() for p in net.parameters()]))

@@ -22,14 +22,7 @@ from training import ablation, compare
 from training.bootstrap import miou, paired_bootstrap
 from training.evaluate import answers, evaluate_rows
 from training.files import read_lines
-from training.presets import (
-    PRESETS,
-    Preset,
-    RetrainSettings,
-    parts_of,
-    plain_with,
-    recipe_of,
-)  # fmt: skip
+from training.presets import PARTS, PRESETS, RECIPES, Preset, RetrainSettings, recipe_of
 from training.retrain import Training, _balance, recipe_of_run
 from training.rows import CheckedRows, load_rows
 from training.source import share_of
@@ -267,13 +260,11 @@ def test_pareto_front() -> None:
 
 
 def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
-    for classes in (2, 3, 11):
-        rows = ablation.steps(classes)
-        recipes = [plain_with(step.parts) for step in rows]
-        assert recipes[-1] == recipe_of("strong", classes) and len(set(map(repr, recipes))) == len(rows)
-        assert [len(step.parts) for step in rows] == list(range(len(parts_of(classes)) + 1))
-    assert recipe_of("strong", 2) != recipe_of("strong", 3) == recipe_of("strong", 11)
-    assert recipe_of("paper", 2) == recipe_of("paper", 11)
+    assert "rare classes weigh more" not in [label[2:] for label, _ in ablation.steps(2)]
+    rows = ablation.steps(3)
+    assert [len(parts) for _, parts in rows] == list(range(len(PARTS) + 1))
+    recipes = [recipe_of(parts) for _, parts in rows]
+    assert recipes[-1] == RECIPES["strong"] and len(set(map(repr, recipes))) == len(rows)
     out = tmp_path / "ablation"
     words = ["--data", str(data), "--preset", "tiny", "--cpu", "--hold-out", "0.2", "--architecture", "unet"]
     assert (
@@ -285,7 +276,7 @@ def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
     assert [record["system"] for record in document["trainings"]] == [str(n) for n in range(len(rows))]
     assert document["protocol"]["size"] == "32x48" and document["protocol"]["batch"] == 4
     text = (out / "ablation.md").read_text()
-    assert all(f"| {step.label} |" in text for step in rows) and text.count(" [") == len(rows) - 1
+    assert all(f"| {label} |" in text for label, _ in rows) and text.count(" [") == len(rows) - 1
     assert from_pretrained(out / "0-seed0").config.image_size == (32, 48)
     assert "seeds held fixed" in text
     before = (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns
@@ -297,22 +288,22 @@ def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
 def test_only_three_classes_or_more_are_balanced(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.zeros(256, np.int64)
     pixels[:3] = 80, 15, 5
-    balanced = recipe_of("strong", 3)
-    weights = _balance(balanced, pixels, 3)
+    strong = RECIPES["strong"]
+    weights = _balance(strong, pixels, 3)
     assert weights is not None and weights.argsort().tolist() == [0, 1, 2]
-    assert _balance(balanced, pixels, 2) is None and _balance(balanced, None, 3) is None
-    assert _balance(plain_with([]), pixels, 3) is None
-    training = Training(torch.nn.Conv2d(3, 3, 1), balanced, Accelerator(cpu=True), weights)
+    assert _balance(strong, pixels, 2) is None and _balance(strong, None, 3) is None
+    assert _balance(recipe_of([]), pixels, 3) is None
+    training = Training(torch.nn.Conv2d(3, 3, 1), strong, Accelerator(cpu=True), weights)
     logits, target = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
     assert training.criterion(logits, target) == dice_cross_entropy_loss(logits, target, weight=weights)
 
 
 def test_a_run_that_goes_on_keeps_its_recipe(tmp_path: Path) -> None:
     args = argparse.Namespace(recipe="strong", out=tmp_path, resume=None)
-    assert recipe_of_run(args, 11) == recipe_of("strong", 11)
+    assert recipe_of_run(args) == RECIPES["strong"]
     args.resume = tmp_path
     (tmp_path / "settings.json").write_text("{}")
-    assert recipe_of_run(args, 11) == recipe_of("strong", 2)  # of before it was on record
-    kept = {**asdict(recipe_of("strong", 2)), "lr": 0.5}
+    assert recipe_of_run(args) == replace(RECIPES["strong"], balance=False)  # of before it was on record
+    kept = {**asdict(RECIPES["strong"]), "lr": 0.5}
     (tmp_path / "settings.json").write_text(json.dumps({"recipe": kept}))
-    assert recipe_of_run(args, 11) == replace(recipe_of("strong", 2), lr=0.5)
+    assert recipe_of_run(args).lr == 0.5

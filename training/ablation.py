@@ -20,7 +20,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -30,7 +30,7 @@ from searchseg.task import TaskError
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
-from training.presets import parts_of, plain_with
+from training.presets import PARTS, recipe_of
 from training.retrain import add_training_options, genotype_of, retrain_settings
 from training.runs import add_run_options, parse, perform, record_settings, recorded
 from training.systems import RESULT, System, run_system
@@ -45,39 +45,33 @@ CAVEAT = (
 NOTHING = "Dice loss, AdamW, constant rate, no augmentation"
 
 
-class Step(NamedTuple):
-    """A row: what it is called, and its parts over the plain recipe."""
+def steps(classes: int) -> list[tuple[str, list[str]]]:
+    """What each row is called, and the parts it has: one more than the row before.
 
-    label: str
-    parts: list[dict[str, Any]]
-
-
-def steps(classes: int) -> list[Step]:
-    """The rows of the table: one part more each."""
-    parts = parts_of(classes)
-    taken = list(parts.values())
-    return [Step(NOTHING, []), *(Step(f"+ {part}", taken[: n + 1]) for n, part in enumerate(parts))]
+    Two classes are not balanced, see the recipe.
+    """
+    parts = [part for part, changes in PARTS.items() if classes > 2 or "balance" not in changes]
+    return [(NOTHING, []), *((f"+ {parts[number]}", parts[: number + 1]) for number in range(len(parts)))]
 
 
-def markdown(planned: list[Step], records: list[dict[str, Any]], out: Path) -> str:
+def markdown(rows_of_table: list[tuple[str, list[str]]], records: list[dict[str, Any]], out: Path) -> str:
     """The table: means over the seeds, and what the part brought with its interval."""
     lines = [
         "| recipe | mIoU | brought, with 95 % interval | averaged with the mirrored picture | Dice loss |"
     ]
     lines.append("|---" * 5 + "|")
-    counts: list[Any] = []
-    for number, step in enumerate(planned):
+    before = None
+    for number, (label, _) in enumerate(rows_of_table):
         rows = [record for record in records if record["system"] == str(number)]
-        counts.append(
-            np.stack([np.load(out / f"{number}-seed{row['seed']}" / COUNTS)["counts"] for row in rows])
-        )
+        counts = np.stack([np.load(out / f"{number}-seed{row['seed']}" / COUNTS)["counts"] for row in rows])
         brought = ""
-        if number:
-            found = paired_bootstrap(counts[number], counts[number - 1])
+        if before is not None:
+            found = paired_bootstrap(counts, before)
             brought = f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
         means = {key: np.mean([row[key] for row in rows]) for key in MEASURES}
-        cells = [step.label, f"{means['miou']:.4f}", brought, f"{means['miou_averaged_with_mirrored']:.4f}"]
+        cells = [label, f"{means['miou']:.4f}", brought, f"{means['miou_averaged_with_mirrored']:.4f}"]
         lines.append("| " + " | ".join([*cells, f"{means['dice_loss']:.4f}"]) + " |")
+        before = counts
     return "\n".join(lines) + "\n"
 
 
@@ -116,12 +110,11 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     data, revision = data_of(args, task)
     rows = rows_of(args, task, settings.shape, accelerator)
     planned = steps(len(task.classes))
-    stated = {step.label: step.parts for step in planned}
-    record_settings(args, accelerator, command, settings=dataclasses.asdict(settings), rows=stated)
+    record_settings(args, accelerator, command, settings=dataclasses.asdict(settings), rows=dict(planned))
     if accelerator.is_main_process:
         write_atomically(kept, genotype.to_json())
     began = recorded(args.out, accelerator)
-    if began.get("rows") != stated:
+    if began.get("rows") != dict(planned):
         raise TaskError(f"{args.out} has rows of other parts than this version: begin with a new --out")
     protocol = {
         "network": system.title, "data": dataset_name(data), "revision": revision,
@@ -134,20 +127,19 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     }  # fmt: skip
     origin = Origin(dataset_name(data), revision, args.test, began)
     for seed in range(args.seeds):
-        for number, step in enumerate(planned):
-            accelerator.print(f"{step.label}, seed {seed}")
+        for number, (label, parts) in enumerate(planned):
+            accelerator.print(f"{label}, seed {seed}")
             run_system(
-                str(number), seed, lambda: system.build(settings, task, genotype), settings,
-                plain_with(step.parts), task, rows, origin, args.out, accelerator, flip=True,
-                save_seconds=60 * args.save_minutes,
+                str(number), seed, lambda: system.build(settings, task, genotype), settings, recipe_of(parts),
+                task, rows, origin, args.out, accelerator, flip=True, save_seconds=60 * args.save_minutes,
             )  # fmt: skip
     if accelerator.is_main_process:
         folders = [args.out / f"{n}-seed{seed}" for n in range(len(planned)) for seed in range(args.seeds)]
         records = [json.loads((folder / RESULT).read_text()) for folder in folders]
         document = {"protocol": protocol, "command": began["command"], "trainings": records}
         write_atomically(args.out / "ablation.json", json.dumps(document, indent=2) + "\n")
-        said = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)
-        text = f"{markdown(planned, records, args.out)}\nProtocol: {said}.\n\n"
+        stated = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)
+        text = f"{markdown(planned, records, args.out)}\nProtocol: {stated}.\n\n"
         text += f"{CAVEAT}\n\nCommand: `{began['command']}`\n"
         write_atomically(args.out / "ablation.md", text)
         print(text)

@@ -37,7 +37,7 @@ from training.benchmark_segment import add_segment_options, benchmark_segment
 from training.darts import Darts
 from training.memory import add_memory_measurements, benchmark_memory
 from training.options import Manual, machine
-from training.presets import PRESETS, recipe_of
+from training.presets import PRESETS, RECIPES
 from training.retrain import Training
 from training.timing import interleaved, peak_memory
 
@@ -139,7 +139,7 @@ def retrain(args: argparse.Namespace) -> None:
         "SEARCH-Net (random cells)": SearchNet(shape, random_genotype(preset.search.nodes, seed=0)),
         "UNet": UNet(preset.retrain.unet_widths),
     }
-    recipe, batch = recipe_of("strong", 2), _batch(args)
+    recipe, batch = RECIPES["strong"], _batch(args)
     steps = {name: Training(network, recipe, Accelerator(cpu=args.cpu)) for name, network in networks.items()}
     calls = {name: lambda t=t: (t.step(*batch, 1.0), t.update_average(1)) for name, t in steps.items()}
     print(f"retraining step, preset {args.preset}, recipe strong, batch {args.batch}, {args.size} px")

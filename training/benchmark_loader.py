@@ -26,7 +26,7 @@ from searchseg.network import SearchNet, UShapeConfig
 from searchseg.task import pet
 from training.files import write_atomically
 from training.options import machine
-from training.presets import PRESETS, recipe_of
+from training.presets import PRESETS, RECIPES
 from training.retrain import Training
 from training.source import Table
 from training.timing import between_marks
@@ -63,7 +63,7 @@ def measure(settings: Any, nodes: int, workers: int, steps: int, cpu: bool) -> d
     table = Table(rows, task, (height * 3 // 2, width * 3 // 2), accelerator, workers)
     shape = UShapeConfig(settings.widths, nodes, settings.stem_stride, len(task.classes))
     network = SearchNet(shape, random_genotype(nodes, seed=0))
-    training = Training(network, recipe_of("strong", 2), accelerator)
+    training = Training(network, RECIPES["strong"], accelerator)
     config = ModelConfig("searchnet", {}, task.classes, task.colors, settings.shape)
     batches = table.batches(None, config, "strong", 0, settings.size, settings.batch_size)
     source, waited, computed = iter(batches), [], []

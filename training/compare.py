@@ -36,7 +36,7 @@ from training import table
 from training.evaluate import evaluate_rows
 from training.files import read_lines, write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, machine, task_of
-from training.presets import RetrainSettings, recipe_of
+from training.presets import RECIPES, RetrainSettings
 from training.retrain import add_training_options, read_genotype, retrain, retrain_settings, searchnet
 from training.rows import CheckedRows, hold_out, load_rows
 from training.runs import SETTINGS, add_run_options, parse, perform, record_settings
@@ -92,7 +92,7 @@ def compare(
                 accelerator.print(f"{entry.name}, genotype {entry.genotype.id}, seed {seed}")
                 torch.manual_seed(seed)
                 model = searchnet(entry.genotype, settings, task)
-                recipe = recipe_of(recipe_name, len(task.classes))
+                recipe = RECIPES[recipe_name]
                 kept = retrain(
                     model, settings, recipe, task, learning, folder, accelerator, seed=seed, workers=workers
                 )

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from searchseg.genotype import random_genotype
 from searchseg.network import SearchNet, UShapeConfig, USpace
 from training.darts import Darts
-from training.presets import PRESETS, recipe_of
+from training.presets import PRESETS, RECIPES
 from training.retrain import Training
 
 SEARCH_SHARE = 0.4  # of the time; the rest trains the network found
@@ -58,9 +58,7 @@ def make_plan(
     search_step = _seconds(lambda: (darts.architecture_step(batch), darts.weight_step(batch)))
     shape = UShapeConfig(retrain.widths, search.nodes, retrain.stem_stride, num_classes)
     network = SearchNet(shape, random_genotype(search.nodes, seed=0))
-    training = Training(
-        network, recipe_of(recipe, num_classes), Accelerator(cpu=accelerator.device.type == "cpu")
-    )
+    training = Training(network, RECIPES[recipe], Accelerator(cpu=accelerator.device.type == "cpu"))
     batch = _batch(retrain.batch_size, retrain.shape, num_classes, accelerator)
     retrain_step = _seconds(lambda: training.step(*batch, 1.0))
     search_epoch = LOADING * search_step * max(1, rows // 2 // search.batch_size // processes)

@@ -128,39 +128,25 @@ PRESETS = {
 
 # what the recipe strong consists of, in the order in which an ablation adds it
 PLAIN = Recipe("dice", "adamw", lr=2e-3, weight_decay=0.01, schedule="constant", gradient_clip=1.0)
-PARTS: dict[str, dict[str, Any]] = {
+PARTS = {
     "cross-entropy beside Dice": {"loss": "dice+ce"},
     "warm-up and cosine": {"schedule": "cosine", "warmup": 0.1},
     "crops, scales, flips, colours": {"augment": "strong"},
     "averaged weights": {"ema": 0.995},
     "three quarters of the size first": {"small_until": 0.5},
-}
-# with three classes or more, as in street scenes, where some are rare and much has to be learned
-SCENE_PARTS: dict[str, dict[str, Any]] = {
     "rare classes weigh more": {"balance": True},
-    "two and a half times the rate": {"lr": 5e-3},
 }
-SCENE = 3  # classes
 
 
-def parts_of(classes: int) -> dict[str, dict[str, Any]]:
-    """What the recipe strong consists of for so many classes."""
-    return PARTS | SCENE_PARTS if classes >= SCENE else PARTS
-
-
-def plain_with(parts: list[dict[str, Any]]) -> Recipe:
-    """The plain recipe with some parts, later ones over earlier ones."""
+def recipe_of(parts: list[str]) -> Recipe:
+    """The plain recipe with some of the `PARTS`."""
     changes: dict[str, Any] = {}
     for part in parts:
-        changes |= part
+        changes |= PARTS[part]
     return replace(PLAIN, **changes)
 
 
-RECIPES = ("paper", "strong")
-
-
-def recipe_of(name: str, classes: int) -> Recipe:
-    """The recipe of that name for a network of so many classes."""
-    if name == "paper":
-        return Recipe(loss="dice", optimizer="sgd", lr=1e-3, weight_decay=5e-4, schedule="constant")
-    return plain_with(list(parts_of(classes).values()))
+RECIPES = {
+    "paper": Recipe(loss="dice", optimizer="sgd", lr=1e-3, weight_decay=5e-4, schedule="constant"),
+    "strong": recipe_of(list(PARTS)),
+}

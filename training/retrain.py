@@ -2,9 +2,9 @@
 
 recipes:
   paper    Dice loss, SGD with momentum 0.9, lr 1e-3, weight decay 5e-4, no augmentation (Zhu & Ma 2023)
-  strong   Dice + cross-entropy, AdamW with warm-up and cosine, averaged weights (EMA), joint augmentation,
-           the first half of the epochs at three quarters of the size; with three classes or more rare ones
-           weigh more, and the rate is higher; python -m training.ablation shows what each part brings
+  strong   Dice + cross-entropy (rare classes of three or more weigh more), AdamW with warm-up and cosine,
+           averaged weights (EMA), joint augmentation, the first half of the epochs at three quarters of the
+           size; python -m training.ablation shows what each part brings
 
 examples:
   python -m training.retrain --genotype runs/pet/genotype.json --data FOLDER --recipe strong --out runs/net
@@ -59,7 +59,7 @@ from training.files import replace_files, write_atomically
 from training.loop import CHECKPOINT, SAVE_SECONDS, Loop, NotFinite, finite
 from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
-from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings, recipe_of
+from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings
 from training.pseudo import with_pseudo_masks
 from training.runs import (
     SETTINGS,
@@ -393,22 +393,20 @@ def add_training_options(parser: argparse.ArgumentParser, recipe: bool = True) -
     """--recipe, --size and --batch-size; returns their group."""
     group = parser.add_argument_group("training")
     if recipe:
-        group.add_argument("--recipe", choices=RECIPES, default="strong", help="how to train")
+        group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
     wanted = "side of square pictures, or HEIGHTxWIDTH, instead of the preset's, pixels"
     group.add_argument("--size", type=picture_size, help=wanted)
     group.add_argument("--batch-size", type=int, help="of all processes together, instead of the preset's")
     return group
 
 
-def recipe_of_run(args: argparse.Namespace, classes: int) -> Recipe:
-    """The recipe that --recipe names for so many classes; of a run that is continued the one that it began
-    with."""
-    path = args.out / SETTINGS
+def recipe_of_run(args: argparse.Namespace) -> Recipe:
+    """The recipe that --recipe names; of a run that is continued the one that it began with."""
+    recipe, path = RECIPES[args.recipe], args.out / SETTINGS
     if not args.resume or not path.is_file():
-        return recipe_of(args.recipe, classes)
-    kept = json.loads(path.read_text()).get("recipe")
-    # runs before it was on record had one for any number of classes
-    return Recipe(**{"balance": False, **kept}) if kept else recipe_of(args.recipe, 2)
+        return recipe
+    kept = json.loads(path.read_text()).get("recipe")  # runs before it was on record did not balance classes
+    return Recipe(**{"balance": False, **kept}) if kept else dataclasses.replace(recipe, balance=False)
 
 
 def retrain_settings(args: argparse.Namespace) -> RetrainSettings:
@@ -459,7 +457,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
     task = task_of(args)
     data, revision = data_of(args, task)
-    settings, recipe = retrain_settings(args), recipe_of_run(args, len(task.classes))
+    settings, recipe = retrain_settings(args), recipe_of_run(args)
     torch.manual_seed(args.seed)
     found, origin = genotype_of(args.genotype) if args.genotype else (None, {})
     if found:

@@ -20,7 +20,7 @@ from searchseg.genotype import random_genotype
 from searchseg.network import SearchNet, UShapeConfig, USpace
 from training.darts import Darts
 from training.memory import resident
-from training.presets import PRESETS, SearchMethod, recipe_of
+from training.presets import PRESETS, RECIPES, SearchMethod
 from training.retrain import Training
 
 # most take a second or less on one core; every third one is kept out of the fit
@@ -131,7 +131,7 @@ def _step(point: dict[str, Any]) -> Callable[[], Any]:
     images = torch.randn(point["pictures"], 3, size, size)
     masks = torch.randint(0, 2, (point["pictures"], size, size))
     if point["what"] == "retrain":
-        training = Training(network, recipe_of("paper", 2), accelerator)
+        training = Training(network, RECIPES["paper"], accelerator)
         return lambda: training.step(images, masks, 1.0)
     method = SearchMethod(partial=point["partial"])
     run = Darts(network, PRESETS["paper"].search, accelerator, method)  # type: ignore[arg-type]

@@ -149,7 +149,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         record = json.loads((args.out / SETTINGS).read_text())
         record["options"] |= {"systems": args.systems, "seeds": args.seeds}
         write_atomically(args.out / SETTINGS, json.dumps(record, indent=2) + "\n")
-    recipe = recipe_of_run(args, len(task.classes))
+    recipe = recipe_of_run(args)
     record_settings(
         args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe)
     )
