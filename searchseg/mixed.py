@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchseg.operations import OPERATIONS, DilConv, SepConv
+from searchseg.operations import OPERATIONS, DilConv, SepConv, channel_means
 
 DENSE_CHANNELS = 512  # up to here a dense product with zeros beats a grouped one
 ALL = tuple(range(len(OPERATIONS)))
@@ -106,7 +106,7 @@ def _side_by_side(edges: Sequence[MixedOp], front: Tensor, rectified: Tensor) ->
     y = torch.cat([_depthwise([op.depthwise[0] for op in mb3], first),
                    _depthwise([op.depthwise[0] for op in mb5], second)], dim=1)  # fmt: skip
     y = _norm([op.depthwise[1] for op in residuals], y).relu_()
-    gate = _pointwise([op.attend.squeeze for op in residuals], y.mean((2, 3), keepdim=True)).relu()
+    gate = _pointwise([op.attend.squeeze for op in residuals], channel_means(y)).relu()
     y = y * _pointwise([op.attend.excite for op in residuals], gate).sigmoid()
     y = _norm([op.project[1] for op in residuals], _pointwise([op.project[0] for op in residuals], y))
     # the weighted sum; a residual adds its input, as the skip does, so the input has the weight of all three
@@ -123,7 +123,8 @@ def _side_by_side(edges: Sequence[MixedOp], front: Tensor, rectified: Tensor) ->
 def _depthwise(convolutions: Sequence[nn.Conv2d], x: Tensor) -> Tensor:
     first = convolutions[0]
     weight = torch.cat([convolution.weight for convolution in convolutions])
-    return F.conv2d(x, weight, None, first.stride, first.padding, first.dilation, x.shape[1])
+    convolve = getattr(first, "convolve", F.conv2d)  # those that are learned on a CPU have their own
+    return convolve(x, weight, None, first.stride, first.padding, first.dilation, x.shape[1])
 
 
 def _pointwise(convolutions: Sequence[nn.Conv2d], x: Tensor) -> Tensor:

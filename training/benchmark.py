@@ -35,6 +35,7 @@ from training.benchmark_loader import add_loader_options, benchmark_loader
 from training.benchmark_photo import add_photo_options, benchmark_photo
 from training.benchmark_segment import add_segment_options, benchmark_segment
 from training.darts import Darts
+from training.depthwise import DepthwiseConv2d
 from training.memory import add_memory_measurements, benchmark_memory
 from training.options import Manual, machine
 from training.presets import PRESETS, RECIPES
@@ -132,17 +133,26 @@ def _memory_of(name: str, args: argparse.Namespace) -> float:
 
 
 def retrain(args: argparse.Namespace) -> None:
-    """A SEARCH-Net of random cells and the UNet of a preset."""
+    """A SEARCH-Net of random cells, with our gradients of its depthwise convolutions and with torch's, and
+    the UNet of a preset."""
     preset = PRESETS[args.preset]
     shape = UShapeConfig(preset.retrain.widths, preset.search.nodes, preset.retrain.stem_stride)
     networks = {
         "SEARCH-Net (random cells)": SearchNet(shape, random_genotype(preset.search.nodes, seed=0)),
+        "the same, torch's gradients": SearchNet(shape, random_genotype(preset.search.nodes, seed=0)),
         "UNet": UNet(preset.retrain.unet_widths),
     }
+    accelerator = Accelerator(cpu=args.cpu, mixed_precision=args.mixed_precision)  # before any other
     recipe, batch = RECIPES["strong"], _batch(args)
-    steps = {name: Training(network, recipe, Accelerator(cpu=args.cpu)) for name, network in networks.items()}
+    steps = {name: Training(network, recipe, accelerator) for name, network in networks.items()}
+    for module in networks["the same, torch's gradients"].modules():
+        if type(module) is DepthwiseConv2d:
+            module.__class__ = nn.Conv2d  # what it was before
     calls = {name: lambda t=t: (t.step(*batch, 1.0), t.update_average(1)) for name, t in steps.items()}
-    print(f"retraining step, preset {args.preset}, recipe strong, batch {args.batch}, {args.size} px")
+    print(
+        f"retraining step, preset {args.preset}, recipe strong, batch {args.batch}, {args.size} px, "
+        f"mixed precision {args.mixed_precision}"
+    )
     table = {name: (network, args.size) for name, network in networks.items()}
     print_table(interleaved(calls, args.runs), args.batch, table)
 
@@ -207,6 +217,10 @@ def main(argv: list[str] | None = None) -> int:
         sub.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
         if call is search:
             sub.add_argument("--only", help=argparse.SUPPRESS)
+        else:
+            sub.add_argument(
+                "--mixed-precision", choices=("no", "fp16", "bf16"), default="no", help="of steps"
+            )
         sub.set_defaults(call=call)
     sub = commands.add_parser("page", help=page.__doc__, formatter_class=Manual)
     add_page_options(sub)

@@ -54,6 +54,7 @@ from searchseg.pretrained import (
     save_pretrained,
 )
 from searchseg.task import Task, TaskError
+from training.depthwise import learn_depthwise
 from training.evaluate import evaluate_rows
 from training.files import replace_files, write_atomically
 from training.loop import CHECKPOINT, SAVE_SECONDS, Loop, NotFinite, finite
@@ -102,6 +103,7 @@ class Training:
         self.recipe, self.accelerator, self.memory = recipe, accelerator, memory or Memory()
         if isinstance(model, UShape):
             model.recompute_cells(self.memory.recompute)
+        learn_depthwise(model)
         self.network = model.to(accelerator.device, memory_format=torch.channels_last)
         # a warm-up of the decay keeps the random first weights from staying in a short run's average
         self.ema = ModelEmaV3(self.network, decay=recipe.ema, use_warmup=True) if recipe.ema else None

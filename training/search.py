@@ -46,6 +46,7 @@ from searchseg.network import SearchNet, UShapeConfig, USpace, config_arguments
 from searchseg.task import Task, TaskError
 from training.budget import Budget, parse_budget
 from training.darts import Darts
+from training.depthwise import learn_depthwise
 from training.files import write_atomically
 from training.loop import SAVE_SECONDS, Loop, finite
 from training.monitor import largest_eigenvalue, stop_at
@@ -202,6 +203,7 @@ def search(
     torch.manual_seed(seed)
     space = USpace(settings.network(len(task.classes)), method.partial)
     space = space.to(accelerator.device, memory_format=torch.channels_last)
+    learn_depthwise(space)
     if sync_batch_norm:
         normalise_together(space)
     shape, shape_size = derived_shape(settings, final, len(task.classes))
