@@ -169,11 +169,20 @@ def _training(training: dict[str, Any]) -> str:
     if "pseudo" in training:
         pseudo = training["pseudo"]
         facts[0] += f", {pseudo['rows']} of them with masks that a network made ({pseudo['dataset']})"
-    if "base_model" in training:
+    if "finetuned" in training:
+        facts.insert(0, _finetuned(training))
+    elif "base_model" in training:
         facts.insert(
             0, f"architecture of {training['base_model']} at {training.get('base_revision')}, new weights"
         )
     return "\n".join(f"- {fact}" for fact in facts) + f"\n\n    {training['command']}"
+
+
+def _finetuned(training: dict[str, Any]) -> str:
+    begun = training["finetuned"]
+    at = f" at {training['base_revision']}" if "base_revision" in training else ""
+    anew = f", but for {readable(begun['fresh'])}, which began at random" if begun["fresh"] else ""
+    return f"begun with the weights of {begun['model']}{at}{anew}"
 
 
 def _architecture(model: nn.Module) -> str:

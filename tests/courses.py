@@ -18,8 +18,9 @@ from PIL import Image
 from searchseg import task as tasks
 from searchseg.cost import count_macs
 from searchseg.genotype import random_genotype
+from training.networks import searchnet
 from training.presets import PRESETS, RECIPES, RetrainSettings, SearchMethod
-from training.retrain import retrain, searchnet
+from training.retrain import retrain
 from training.search import derived_shape, search
 from training.together import normalise_together
 

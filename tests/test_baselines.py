@@ -13,8 +13,8 @@ from searchseg.genotype import random_genotype
 from searchseg.portrait import costs_of_parts, portrait
 from searchseg.pretrained import ARCHITECTURES, PretrainedError, arguments_of, build
 from searchseg.task import custom, pet
+from training.networks import baseline
 from training.presets import PRESETS
-from training.retrain import baseline
 
 SMALL = {  # arguments that keep a test small; every other architecture stands on resnet18
     "searchnet": {"widths": [4, 8, 8, 8], "nodes": 2, "stem_stride": 2},

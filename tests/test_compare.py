@@ -20,8 +20,8 @@ from searchseg.pretrained import from_pretrained
 from searchseg.task import TaskError, pet
 from training.compare import candidates, compare, main, markdown, summary
 from training.evaluate import Evaluation
+from training.networks import searchnet
 from training.presets import PRESETS, RetrainSettings
-from training.retrain import searchnet
 from training.rows import hold_out
 
 TINY = RetrainSettings(

@@ -10,6 +10,8 @@ examples:
   python -m training.retrain --genotype runs/pet/genotype.json --data FOLDER --recipe strong --out runs/net
   python -m training.retrain --architecture unet --data FOLDER --recipe strong --out runs/unet
   python -m training.retrain --genotype me/pets --task custom --classes a,b --data me/leaves --out runs/leaves
+  python -m training.retrain --finetune me/pets --lr 5e-4 --task custom --classes a,b --data me/leaves
+    --out runs/leaves   (the weights of a trained model to begin with, its last layer anew for other classes)
   python -m training.retrain --resume runs/net
   accelerate launch --multi_gpu --num_processes 2 -m training.retrain --cpu --architecture unet --data FOLDER
     --out runs/unet   (two processes on a CPU)
@@ -39,18 +41,12 @@ from accelerate.utils import broadcast
 from torch import nn
 
 from searchseg.baselines import BASELINES
-from searchseg.baselines.encoder import input_statistics
 from searchseg.config import ModelConfig
-from searchseg.download import DownloadError, find_snapshot
-from searchseg.genotype import Genotype
 from searchseg.loss import class_weights
-from searchseg.network import UShape, UShapeConfig, config_arguments
+from searchseg.network import UShape
 from searchseg.pretrained import (
     GENOTYPE,
-    MAX_TEXT_BYTES,
-    PretrainedError,
-    arguments_of,
-    build,
+    WEIGHTS,
     save_pretrained,
 )
 from searchseg.task import Task, TaskError
@@ -58,6 +54,7 @@ from training.depthwise import learn_depthwise
 from training.evaluate import evaluate_rows
 from training.files import replace_files, write_atomically
 from training.loop import CHECKPOINT, SAVE_SECONDS, Loop, NotFinite, finite
+from training.networks import baseline, begun_with, genotype_of, searchnet
 from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings
@@ -328,69 +325,6 @@ def _size(settings: RetrainSettings, recipe: Recipe, epoch: int) -> tuple[int, i
     return smaller[0], smaller[1]
 
 
-def searchnet(genotype: Genotype, settings: RetrainSettings, task: Task) -> nn.Module:
-    """The SEARCH-Net of `genotype` at the widths of `settings`, with fresh weights and its ModelConfig."""
-    shape = UShapeConfig(settings.widths, genotype.nodes, settings.stem_stride, len(task.classes))
-    config = ModelConfig("searchnet", config_arguments(shape), task.classes, task.colors, settings.shape)
-    return build(config, genotype)
-
-
-def baseline(
-    architecture: str,
-    settings: RetrainSettings,
-    task: Task,
-    encoder: str | None = None,
-    pretrained: bool = False,
-    **choices: Any,
-) -> nn.Module:
-    """A network that a SEARCH-Net of `settings` is held against, with fresh weights and its ModelConfig.
-
-    `encoder` and `pretrained` (ImageNet weights in it) are for architectures that stand on one; `choices`
-    are further arguments of the architecture. Raises PretrainedError for an encoder that does not fit.
-    """
-    arguments: dict[str, Any] = {"num_classes": len(task.classes), **choices}
-    if architecture == "unet":
-        if encoder or pretrained:
-            raise PretrainedError("unet has no encoder to choose: leave out --encoder and --encoder-weights")
-        arguments["widths"] = list(settings.unet_widths)
-    elif encoder:
-        arguments["encoder"] = encoder
-    config = ModelConfig(architecture, arguments, task.classes, task.colors, settings.shape)
-    model = build(config)
-    # its defaults too: what is saved must not depend on those of a later version
-    full = dataclasses.replace(config, arguments=arguments_of(model))
-    model.config = full  # type: ignore[assignment]
-    if pretrained:
-        model.load_state_dict(BASELINES[architecture](**full.arguments, pretrained=True).state_dict())
-        mean, std = input_statistics(full.arguments["encoder"])
-        model.config = dataclasses.replace(full, image_mean=mean, image_std=std)  # type: ignore[assignment]
-    return model
-
-
-def genotype_of(source: str) -> tuple[Genotype, dict[str, str]]:
-    """The genotype in a file, or in a Hub repository ("user/name"), and then its origin for the record.
-
-    FileNotFoundError, GenotypeError or PretrainedError when there is none.
-    """
-    if Path(source).exists() or source.endswith(".json"):
-        return read_genotype(source), {}
-    try:
-        snapshot = find_snapshot(source, name=GENOTYPE)
-        snapshot.fetch(GENOTYPE, MAX_TEXT_BYTES)
-    except DownloadError as error:
-        raise PretrainedError(str(error)) from error
-    snapshot.remember()
-    return read_genotype(snapshot.folder / GENOTYPE), {
-        "base_model": source,
-        "base_revision": snapshot.commit,
-    }
-
-
-def read_genotype(path: str | Path) -> Genotype:
-    """The genotype in a file; FileNotFoundError or GenotypeError when there is none."""
-    return Genotype.from_json(Path(path).read_bytes())
-
-
 def add_training_options(parser: argparse.ArgumentParser, recipe: bool = True) -> Any:
     """--recipe, --size and --batch-size; returns their group."""
     group = parser.add_argument_group("training")
@@ -425,6 +359,10 @@ def parser() -> argparse.ArgumentParser:
     what = top.add_argument_group("network").add_mutually_exclusive_group()
     what.add_argument("--genotype", help="genotype.json of a search, or a Hub repository, user/name")
     what.add_argument("--architecture", choices=tuple(BASELINES), help="a baseline instead")
+    what.add_argument(
+        "--finetune", metavar="MODEL",
+        help="a trained model, folder or user/name, with its weights; take a smaller --lr too",
+    )  # fmt: skip
     add_data_options(top, split="train")
     add_stream_options(top)
     taught = top.add_argument_group("self-training")
@@ -436,6 +374,7 @@ def parser() -> argparse.ArgumentParser:
     borrowed.add_argument("--encoder", help="such as resnet18 (default: the architecture's own)")
     borrowed.add_argument("--encoder-weights", choices=("imagenet",), help="begin with these, downloaded")
     group = add_training_options(top)
+    group.add_argument("--lr", type=float, help="learning rate, instead of the recipe's")
     group.add_argument("--hold-out", type=float, default=0.0, help="share of the rows kept out, for curves")
     add_run_options(top, "first weights, order and augmentation", precisions=("no", "fp16", "bf16"))
     add_memory_options(top)
@@ -448,8 +387,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(top, argv)
     if args.pseudo and args.streaming:
         top.error("--pseudo does not go with --streaming: its rows are checked and kept")
-    if not args.genotype and not args.architecture:
-        top.error(f"give --genotype G.json or --architecture {'|'.join(BASELINES)}")
+    if not args.genotype and not args.architecture and not args.finetune:
+        top.error(f"give --genotype G.json, --finetune MODEL or --architecture {'|'.join(BASELINES)}")
+    if args.lr is not None and not 0 < args.lr < math.inf:
+        top.error(f"--lr must be a positive number, got {args.lr}")
     kept = args.out / GENOTYPE  # its own copy, which is there before anything is learned
     if args.resume and args.genotype and (kept.exists() or (args.out / CHECKPOINT).exists()):
         args.genotype = str(kept)
@@ -461,8 +402,12 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     data, revision = data_of(args, task)
     settings, recipe = retrain_settings(args), recipe_of_run(args)
     torch.manual_seed(args.seed)
+    recipe = dataclasses.replace(recipe, lr=args.lr) if args.lr else recipe
     found, origin = genotype_of(args.genotype) if args.genotype else (None, {})
-    if found:
+    if args.finetune:
+        begun = args.resume and (args.out / WEIGHTS).exists()  # then the first model is needed no more
+        model, origin = begun_with(str(args.out) if begun else args.finetune, task, settings.shape)
+    elif found:
         model = searchnet(found, settings, task)
     else:
         model = baseline(args.architecture, settings, task, args.encoder, bool(args.encoder_weights))

@@ -22,8 +22,9 @@ from searchseg.pretrained import WEIGHTS, PretrainedError
 from searchseg.task import Task
 from training.files import write_atomically
 from training.loop import SAVE_SECONDS
+from training.networks import baseline, searchnet
 from training.presets import Recipe, RetrainSettings
-from training.retrain import baseline, retrain, searchnet
+from training.retrain import retrain
 from training.table_scores import Origin, TableRows, provenance, score
 
 PAPER_SYSTEMS = ("searchnet", "unet", "fpn", "deeplabv3", "unetplusplus", "setr")
