@@ -182,7 +182,9 @@ def _finetuned(training: dict[str, Any]) -> str:
     begun = training["finetuned"]
     at = f" at {training['base_revision']}" if "base_revision" in training else ""
     anew = f", but for {readable(begun['fresh'])}, which began at random" if begun["fresh"] else ""
-    return f"begun with the weights of {begun['model']}{at}{anew}"
+    earlier = begun.get("training", {})
+    learned = f", which `{earlier['command']}` trained" if "command" in earlier else ""
+    return f"begun with the weights of {begun['model']}{at}{learned}{anew}"
 
 
 def _architecture(model: nn.Module) -> str:

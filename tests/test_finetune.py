@@ -12,6 +12,7 @@ from test_run import command, data, tiny_preset  # noqa: F401  (fixtures)
 
 import searchseg
 import training.evaluate
+from hub.card import write_card
 from hub.publish import publish
 from searchseg.genotype import random_genotype
 from searchseg.pretrained import WEIGHTS, PretrainedError, save_pretrained
@@ -87,6 +88,7 @@ def test_a_run_begins_where_the_other_ended_and_goes_on_without_it(data, tmp_pat
     assert retrain.main(command(data, tmp_path / "same", *words)) == 0
     settings = json.loads((tmp_path / "same" / "settings.json").read_text())
     assert settings["recipe"]["lr"] == 1e-30 and settings["finetuned"]["model"] == "folder first"
+    assert settings["finetuned"]["training"] == json.loads((first / "settings.json").read_text())
     before, after = (searchseg.from_pretrained(tmp_path / name) for name in ("first", "same"))
     assert after.config.image_size == (48, 48)
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
@@ -121,4 +123,20 @@ def test_a_model_of_the_hub_is_named_as_the_base(data, tmp_path, hub, monkeypatc
     publish(tmp_path / "net", "alice/net")
     card = ModelCard(hub.files("alice/net")["README.md"].decode())
     assert card.data.base_model == "alice/base"
+    assert "new weights" not in card.text
     assert f"begun with the weights of alice/base at {hub.head('alice/base')}" in card.text
+
+
+def test_the_card_names_the_training_of_a_folder(data, tmp_path):  # noqa: F811
+    assert retrain.main(command(data, tmp_path / "base", "--architecture", "unet", "--epochs", "1")) == 0
+    words = ["--finetune", str(tmp_path / "base"), "--epochs", "1", "--classes", "night,day"]
+    assert retrain.main(command(data, tmp_path / "net", *words)) == 0
+    scored = ["--task", "custom", "--classes", "night,day", "--data", str(data), "--device", "cpu"]
+    assert training.evaluate.main([str(tmp_path / "net"), *scored]) == 0
+    write_card(tmp_path / "net", "net")
+    card = (tmp_path / "net" / "README.md").read_text()
+    first = json.loads((tmp_path / "base" / "settings.json").read_text())["command"]
+    assert (
+        f"begun with the weights of folder base, which `{first}` trained, but for head.weight, head.bias"
+        in card
+    )

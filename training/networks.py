@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from searchseg.pretrained import (
 from searchseg.task import Task
 from training.options import dataset_name
 from training.presets import RetrainSettings
+from training.runs import SETTINGS
 
 
 def searchnet(genotype: Genotype, settings: RetrainSettings, task: Task) -> nn.Module:
@@ -111,10 +113,18 @@ def begun_with(source: str, task: Task, size: tuple[int, int]) -> tuple[nn.Modul
         model, fresh = _with_other_classes(model, config)
     model.config = config  # type: ignore[assignment]
     name = dataset_name(source) if os.path.isdir(source) else source
-    origin = {"finetuned": {"model": name, "fresh": fresh}}
+    origin = {"finetuned": {"model": name, "fresh": fresh, **_training_of(Path(source))}}
     if commit:
         origin |= {"base_model": source, "base_revision": commit}  # type: ignore[dict-item]
     return model.train(), origin
+
+
+def _training_of(folder: Path) -> dict[str, Any]:
+    """The record of the training that a folder's model comes from: it may not be kept beside the new one."""
+    settings, metrics = folder / SETTINGS, folder / "metrics.json"
+    if metrics.is_file():  # it has minutes too, and a shipped model may have it alone
+        return {"training": json.loads(metrics.read_text()).get("training", {})}
+    return {"training": json.loads(settings.read_text())} if settings.is_file() else {}
 
 
 def _with_other_classes(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, list[str]]:
