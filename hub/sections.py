@@ -183,7 +183,9 @@ def _finetuned(training: dict[str, Any]) -> str:
     at = f" at {training['base_revision']}" if "base_revision" in training else ""
     anew = f", but for {readable(begun['fresh'])}, which began at random" if begun["fresh"] else ""
     earlier = begun.get("training", {})
-    learned = f", which `{earlier['command']}` trained" if "command" in earlier else ""
+    learned = ""
+    if "epochs_done" in earlier and "rows" in earlier:
+        learned = f" ({earlier['epochs_done']} epochs on {earlier['rows']} rows of {earlier['dataset']})"
     return f"begun with the weights of {begun['model']}{at}{learned}{anew}"
 
 

@@ -36,10 +36,16 @@ def faster(model: nn.Module) -> nn.Module:
     _keep_freed_memory()
     for owner in list(copy.modules()):
         for name, child in list(owner.named_children()):
-            if type(child) is Cell and all(type(edge) in READY for edge in child.edges.values()):
+            if type(child) is Cell and _all_folded(child):
                 setattr(owner, name, SummingCell(child))
     _order_kernels(copy)
     return copy
+
+
+def _all_folded(cell: Cell) -> bool:
+    """Whether its operations are ours and no batch norm is left, which the products would lose."""
+    ours = all(type(edge) in READY for edge in cell.edges.values())
+    return ours and not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in cell.modules())
 
 
 class OrderedConv(nn.Module):

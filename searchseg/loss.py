@@ -26,11 +26,10 @@ def dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255, total: To
     arXiv 1606.04797).
 
     logits (B, K, H, W) floating, target (B, H, W) integer class ids; pixels equal to `ignore_index` count
-    for nothing, and other ids without a class are not noticed (training checks its rows before). Sums run
-    over the whole batch, and `total` makes those of all processes out of them: the loss of a batch is not
-    the mean of the losses of its parts. A class without a counted target pixel is left out of the mean; a
-    batch without any counted pixel gives 0 with a zero gradient. Returns a scalar in [0, 1], float32 or
-    wider. Raises ValueError on shapes that do not match.
+    for nothing. Sums run over the whole batch, and `total` makes those of all processes out of them: the loss
+    of a batch is not the mean of the losses of its parts. A class without a counted target pixel is left out
+    of the mean; a batch without any counted pixel gives 0 with a zero gradient. Returns a scalar in [0, 1],
+    float32 or wider. Raises ValueError on shapes that do not match and, on a CPU, on ids without a class.
     """
     if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(
@@ -38,9 +37,14 @@ def dice_loss(logits: Tensor, target: Tensor, ignore_index: int = 255, total: To
             f"{tuple(target.shape)}"
         )
     counted = (target != ignore_index).unsqueeze(1)
+    if target.device.type == "cpu" and target.numel():  # a GPU would have to wait for the answer
+        low, high = target.masked_fill(target == ignore_index, 0).aminmax()
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(f"dice_loss has {logits.shape[1]} classes, and target ids from {low} to {high}")
     probability = _wide(logits).softmax(1)
     # truth values, not numbers: a one-hot tensor of int64 would be twice as large as the probabilities
-    one_hot = (target.unsqueeze(1) == torch.arange(logits.shape[1]).to(target).view(1, -1, 1, 1)) & counted
+    classes = torch.arange(logits.shape[1], device=target.device).view(1, -1, 1, 1)
+    one_hot = (target.unsqueeze(1) == classes) & counted
     overlap = (probability * one_hot).sum((0, 2, 3))
     p_sum, g_sum = (probability * counted).sum((0, 2, 3)), one_hot.sum((0, 2, 3))
     overlap, p_sum, g_sum = total(torch.stack([overlap, p_sum, g_sum.to(p_sum)]))

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 import training.depthwise
+import training.search
+from searchseg.fast import SummingCell, faster
 from searchseg.genotype import random_genotype
 from searchseg.mixed import MixedOp, mixtures
-from searchseg.network import SearchNet, UShapeConfig
-from training.depthwise import DepthwiseConv2d, depthwise, learn_depthwise
+from searchseg.network import SearchNet, UShapeConfig, USpace
+from searchseg.task import pet
+from training.depthwise import DepthwiseConv2d, as_before, depthwise, learn_depthwise
+from training.presets import PRESETS, RECIPES, Memory
+from training.retrain import Training
 
 
 @pytest.fixture
@@ -56,6 +66,17 @@ def test_output_and_gradients_are_those_of_conv2d(
 
 
 @pytest.mark.usefixtures("wide")
+def test_double_precision_stays_under_autocast_and_functions_are_transformed() -> None:
+    x, weight = drawn(5, (7, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert depthwise(x, weight, None, *same(5, 1, 6)).dtype == torch.float64
+    gradient = torch.func.grad(lambda w: depthwise(x, w, None, *same(5, 1, 6)).sum())(weight)
+    torch.testing.assert_close(
+        gradient, torch.func.grad(lambda w: F.conv2d(x, w, None, *same(5, 1, 6)).sum())(weight)
+    )
+
+
+@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize(("kernel", "dilation", "size"), [(3, 2, (4, 3)), (5, 1, (3, 4))])
 def test_gradients_of_gradients(kernel: int, dilation: int, size: tuple[int, int]) -> None:
     x, weight = drawn(kernel, size)
@@ -67,21 +88,22 @@ def test_gradients_of_gradients(kernel: int, dilation: int, size: tuple[int, int
     assert torch.autograd.gradgradcheck(function, (x, weight))
 
 
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [(32, 32), (23, 30)])
 @pytest.mark.parametrize(("kernel", "dilation"), [(5, 1), (3, 2), (5, 2)])
-def test_bfloat16_gradients_are_as_close_as_bfloat16_allows(
-    kernel: int, dilation: int, size: tuple[int, int]
+def test_narrow_gradients_are_as_close_as_their_type_allows(
+    kernel: int, dilation: int, size: tuple[int, int], narrow: torch.dtype
 ) -> None:
-    """torch's own of dilated kernels hold memory that nobody wrote, on processors with AMX."""
+    """torch's own of dilated kernels in bfloat16 hold memory that nobody wrote, on processors with AMX."""
     torch.manual_seed(0)
     x = torch.randn(8, 16, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(16, 1, kernel, kernel, requires_grad=True)
     gradients = []
-    for narrow in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+    for enabled in (False, True):
+        with torch.autocast("cpu", narrow, enabled=enabled):
             y = depthwise(x, weight, None, *same(kernel, dilation, 16))
-        assert y.dtype == (torch.bfloat16 if narrow else torch.float32)
-        gradients.append(torch.autograd.grad(y.float().square().sum(), (x, weight)))
+        assert y.dtype == (narrow if enabled else torch.float32)
+        gradients.append(torch.autograd.grad(y.float().square().mean(), (x, weight)))
     for exact, found in zip(*gradients, strict=True):
         assert (found - exact).abs().max() < 0.02 * exact.abs().max()
 
@@ -134,6 +156,60 @@ def test_other_convolutions_stay(options: dict[str, Any]) -> None:
     usual = {"kernel_size": 5, "padding": 2, "groups": 6}
     assert kind_after(usual) is DepthwiseConv2d
     assert kind_after(usual | options) is nn.Conv2d
+
+
+@pytest.mark.parametrize("memory", [Memory(), Memory(accumulate=2, recompute=True)])
+def test_retraining_in_bfloat16_follows_the_gradients_of_single_precision(memory: Memory) -> None:
+    chance = torch.Generator().manual_seed(0)
+    masks = torch.zeros(4, 64, 64, dtype=torch.long)
+    masks[:, 16:40, 8:50] = 1
+    batch = torch.rand(4, 3, 64, 64, generator=chance) + 3 * masks[:, None], masks
+    gradients = []
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state()
+        torch.manual_seed(0)
+        net = SearchNet(UShapeConfig((16, 16, 16, 16), 1, 2), random_genotype(1, seed=1))
+        recipe = dataclasses.replace(RECIPES["paper"], lr=0.0, gradient_clip=0.0)
+        learning = Training(net, recipe, Accelerator(cpu=True, mixed_precision=precision), memory=memory)
+        changed = [m for m in net.modules() if type(m) is DepthwiseConv2d]
+        assert any(max(m.dilation) > 1 for m in changed)
+        learning.step(*batch, 1.0)
+        gradients.append(torch.cat([m.weight.grad.flatten() for m in changed]))  # type: ignore[union-attr]
+    AcceleratorState._reset_state()
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.6
+
+
+def test_a_search_learns_by_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Seen(Exception):
+        pass
+
+    def see(network: nn.Module) -> None:
+        raise Seen(network)
+
+    monkeypatch.setattr(training.search, "learn_depthwise", see)
+    monkeypatch.setattr(
+        training.search, "open_source", lambda *_: SimpleNamespace(halves=lambda seed: ([], []))
+    )
+    words = PRESETS["smoke"].search, pet(), [0, 1], tmp_path, {"seed": 0}, Accelerator(cpu=True)
+    with pytest.raises(Seen) as seen:
+        training.search.search(*words)
+    assert isinstance(seen.value.args[0], USpace)
+
+
+def test_what_has_learned_is_made_ready_as_ever() -> None:
+    torch.manual_seed(0)
+    net = SearchNet(UShapeConfig((4, 8, 16, 32), 2, 2), random_genotype(2, seed=5))
+    x = torch.rand(2, 3, 32, 48)
+    net(x)  # batch norms that are more than the identity
+    net.eval()
+    with torch.no_grad():
+        expected = net(x)
+        learn_depthwise(net)
+        torch.testing.assert_close(faster(net)(x), expected, rtol=1e-4, atol=1e-4)
+        assert sum(type(m) is SummingCell for m in faster(net).modules()) < 8
+        ready = faster(as_before(net))
+        torch.testing.assert_close(ready(x), expected, rtol=1e-4, atol=1e-4)
+        assert sum(type(m) is SummingCell for m in ready.modules()) == 8
 
 
 def kind_after(options: dict[str, Any]) -> type:

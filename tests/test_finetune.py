@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from searchseg.genotype import random_genotype
 from searchseg.pretrained import WEIGHTS, PretrainedError, save_pretrained
 from searchseg.task import Task, camvid, custom, pet
 from training import retrain
+from training.checkpoint import save_checkpoint
 from training.networks import baseline, begun_with, searchnet
-from training.presets import RetrainSettings
+from training.presets import RECIPES, RetrainSettings
 
 pytest_plugins = ["hub_fixture"]
 SMALL = RetrainSettings((2, 4, 4, 4), 2, (2, 2, 2, 4), 32, 1, 4)
@@ -76,9 +78,27 @@ def test_no_model_is_one_sentence(tmp_path, data, capsys):  # noqa: F811
         begun_with(str(tmp_path), pet(), (32, 32))
     assert retrain.main(command(data, tmp_path / "run", "--finetune", str(tmp_path))) == 1
     assert "error: " in capsys.readouterr().err
-    for words in (["--lr", "-1"], ["--lr", "nan"], ["--architecture", "unet"]):
+    rate, alone = "--lr must be a positive number", "--encoder and --encoder-weights go with --architecture"
+    for words, told in (
+        (["--lr", "-1"], rate),
+        (["--lr", "nan"], rate),
+        (["--architecture", "unet"], "not allowed with argument"),
+        (["--encoder", "resnet18"], alone),
+    ):
         with pytest.raises(SystemExit):
-            retrain.main(command(data, tmp_path / "run", "--finetune", str(tmp_path), *words))
+            retrain.main(command(data, tmp_path / "new", "--finetune", str(tmp_path), *words))
+        assert told in capsys.readouterr().err
+
+
+def stop_after(epoch: int) -> Callable[[Path, dict], None]:
+    """Saves, and then is Ctrl-C once so many epochs are done."""
+
+    def save_then_stop(path: Path, state: dict) -> None:
+        save_checkpoint(path, state)
+        if state["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    return save_then_stop
 
 
 def test_a_run_begins_where_the_other_ended_and_goes_on_without_it(data, tmp_path, monkeypatch):  # noqa: F811
@@ -88,28 +108,26 @@ def test_a_run_begins_where_the_other_ended_and_goes_on_without_it(data, tmp_pat
     assert retrain.main(command(data, tmp_path / "same", *words)) == 0
     settings = json.loads((tmp_path / "same" / "settings.json").read_text())
     assert settings["recipe"]["lr"] == 1e-30 and settings["finetuned"]["model"] == "folder first"
-    assert settings["finetuned"]["training"] == json.loads((first / "settings.json").read_text())
+    told = settings["finetuned"]["training"]
+    assert told["rows"] == 8 and told["recipe"]["lr"] == RECIPES["strong"].lr
+    assert str(tmp_path) not in json.dumps(told)
     before, after = (searchseg.from_pretrained(tmp_path / name) for name in ("first", "same"))
     assert after.config.image_size == (48, 48)
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         torch.testing.assert_close(new, old, msg=name)  # a rate of nothing has changed nothing
 
-    save = training.loop.save_checkpoint
-
-    def save_then_stop(path: Path, state: dict) -> None:
-        save(path, state)
-        if state["epoch"] == 1:
-            raise KeyboardInterrupt
-
-    words[3] = "1e-3"
+    words = ["--finetune", str(first), "--epochs", "2"]
     assert retrain.main(command(data, tmp_path / "whole", *words)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(training.loop, "save_checkpoint", save_then_stop)
-        assert retrain.main(command(data, tmp_path / "stopped", *words)) == 130
+        for epoch, name in enumerate(("at once", "later")):
+            patch.setattr(training.loop, "save_checkpoint", stop_after(epoch))
+            assert retrain.main(command(data, tmp_path / name, *words)) == 130
     shutil.rmtree(first)
-    assert retrain.main(["--resume", str(tmp_path / "stopped")]) == 0
-    ends = [(tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "stopped")]
-    assert ends[0] == ends[1]
+    for name in ("at once", "later"):
+        assert retrain.main(["--resume", str(tmp_path / name)]) == 0
+        assert (tmp_path / name / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    settings = json.loads((tmp_path / "later" / "settings.json").read_text())
+    assert settings["recipe"]["lr"] == RECIPES["strong"].lr / 4 and settings["settings"]["size"] == [32, 32]
 
 
 def test_a_model_of_the_hub_is_named_as_the_base(data, tmp_path, hub, monkeypatch):  # noqa: F811
@@ -127,16 +145,28 @@ def test_a_model_of_the_hub_is_named_as_the_base(data, tmp_path, hub, monkeypatc
     assert f"begun with the weights of alice/base at {hub.head('alice/base')}" in card.text
 
 
-def test_the_card_names_the_training_of_a_folder(data, tmp_path):  # noqa: F811
+def test_the_card_names_the_training_of_a_folder_and_no_place(data, tmp_path):  # noqa: F811
+    def scored(name: str, classes: str) -> list[str]:
+        words = ["--task", "custom", "--classes", classes, "--data", str(data), "--device", "cpu"]
+        return [str(tmp_path / name), *words]
+
     assert retrain.main(command(data, tmp_path / "base", "--architecture", "unet", "--epochs", "1")) == 0
+    assert training.evaluate.main(scored("base", "dark,light")) == 0
     words = ["--finetune", str(tmp_path / "base"), "--epochs", "1", "--classes", "night,day"]
     assert retrain.main(command(data, tmp_path / "net", *words)) == 0
-    scored = ["--task", "custom", "--classes", "night,day", "--data", str(data), "--device", "cpu"]
-    assert training.evaluate.main([str(tmp_path / "net"), *scored]) == 0
+    assert training.evaluate.main(scored("net", "night,day")) == 0
     write_card(tmp_path / "net", "net")
     card = (tmp_path / "net" / "README.md").read_text()
-    first = json.loads((tmp_path / "base" / "settings.json").read_text())["command"]
-    assert (
-        f"begun with the weights of folder base, which `{first}` trained, but for head.weight, head.bias"
-        in card
-    )
+    rows = f"1 epochs on 8 rows of folder {data.name}"
+    assert f"begun with the weights of folder base ({rows}), but for head.weight, head.bias" in card
+    record = json.loads((tmp_path / "net" / "metrics.json").read_text())["training"]["finetuned"]
+    assert record["training"]["rows"] == 8 and str(tmp_path) not in json.dumps(record)
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"training": null}'])
+def test_an_unreadable_record_is_none(record, tmp_path):
+    trained(tmp_path, "unet", pet())
+    (tmp_path / "metrics.json").write_text(record)
+    assert "training" not in begun_with(str(tmp_path), pet())[1]["finetuned"]
+    (tmp_path / "settings.json").write_text('{"rows": 3, "command": "secret"}')
+    assert begun_with(str(tmp_path), pet())[1]["finetuned"]["training"] == {"rows": 3}

@@ -258,3 +258,28 @@ def test_the_weighted_cross_entropy_is_torchs_mean_and_finite_without_pixels():
         dice_cross_entropy_loss(logits, target, weight=torch.ones(3)), dice_cross_entropy_loss(logits, target)
     )
     assert dice_cross_entropy_loss(logits, torch.full_like(target, IGNORE), weight=weight) == 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dice_and_its_gradient_are_bit_for_bit_those_of_one_hot_numbers(layout):
+    logits, target = noise(3, 11, 24, 20).contiguous(memory_format=layout), masks(3, 24, 20, classes=11)
+    target[:, :3] = IGNORE
+    counted = (target != IGNORE).unsqueeze(1)
+    leaves = [logits.clone().requires_grad_() for _ in range(2)]
+    probability = leaves[0].softmax(1) * counted
+    one_hot = torch.nn.functional.one_hot(target.masked_fill(target == IGNORE, 0), 11).permute(0, 3, 1, 2)
+    one_hot = one_hot * counted
+    overlap, g_sum = (probability * one_hot).sum((0, 2, 3)), one_hot.sum((0, 2, 3))
+    loss = (1 - 2 * overlap / (probability.sum((0, 2, 3)) + g_sum)).sum() / 11
+    found = dice_loss(leaves[1], target)
+    gradients = [torch.autograd.grad(*pair)[0] for pair in zip((loss, found), leaves, strict=True)]
+    assert loss == found and torch.equal(*gradients)
+
+
+@both_losses
+@pytest.mark.parametrize("wrong", [-1, 3, 254])
+def test_ids_without_a_class_are_refused(loss, wrong):
+    target = masks(2, 5, 4)
+    target[1, 2, 3] = wrong
+    with pytest.raises(ValueError, match="3 classes"):
+        loss(noise(2, 3, 5, 4), target)

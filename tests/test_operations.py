@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from searchseg.genotype import OPERATION_NAMES
-from searchseg.operations import OPERATIONS, ConvNorm, SqueezeExcitation
+from searchseg.operations import OPERATIONS, ConvNorm, SqueezeExcitation, channel_means
 
 CHANNELS = 8
 every_operation = pytest.mark.parametrize("name", OPERATION_NAMES)
@@ -135,3 +135,12 @@ def test_conv_norm_pads_so_that_only_the_stride_changes_the_size(kernel, stride,
         out = layer(noise(1, 4, size, size + 1))
         assert out.shape == (1, 6, -(-size // stride), -(-(size + 1) // stride))
         assert out.min() >= 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_channel_means_are_means_and_their_gradient_has_the_order_of_the_pixels(layout):
+    x = torch.randn(2, 5, 7, 3).contiguous(memory_format=layout).requires_grad_()
+    means = channel_means(x)
+    assert torch.equal(means, x.mean((2, 3), keepdim=True))
+    means.sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 1 / 21)) and x.grad.is_contiguous(memory_format=layout)

@@ -35,7 +35,7 @@ from training.benchmark_loader import add_loader_options, benchmark_loader
 from training.benchmark_photo import add_photo_options, benchmark_photo
 from training.benchmark_segment import add_segment_options, benchmark_segment
 from training.darts import Darts
-from training.depthwise import DepthwiseConv2d
+from training.depthwise import as_before
 from training.memory import add_memory_measurements, benchmark_memory
 from training.options import Manual, machine
 from training.presets import PRESETS, RECIPES
@@ -142,12 +142,10 @@ def retrain(args: argparse.Namespace) -> None:
         "the same, torch's gradients": SearchNet(shape, random_genotype(preset.search.nodes, seed=0)),
         "UNet": UNet(preset.retrain.unet_widths),
     }
-    accelerator = Accelerator(cpu=args.cpu, mixed_precision=args.mixed_precision)  # before any other
-    recipe, batch = RECIPES["strong"], _batch(args)
-    steps = {name: Training(network, recipe, accelerator) for name, network in networks.items()}
-    for module in networks["the same, torch's gradients"].modules():
-        if type(module) is DepthwiseConv2d:
-            module.__class__ = nn.Conv2d  # what it was before
+    options, recipe = {"cpu": args.cpu, "mixed_precision": args.mixed_precision}, RECIPES["strong"]
+    steps = {name: Training(network, recipe, Accelerator(**options)) for name, network in networks.items()}
+    batch = _batch(args)
+    as_before(networks["the same, torch's gradients"])
     calls = {name: lambda t=t: (t.step(*batch, 1.0), t.update_average(1)) for name, t in steps.items()}
     print(
         f"retraining step, preset {args.preset}, recipe strong, batch {args.batch}, {args.size} px, "

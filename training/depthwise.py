@@ -24,7 +24,9 @@ def depthwise(
 ) -> Tensor:
     """`F.conv2d` for x (B, C, H, W) and kernels (C, 1, k, k) at stride 1 with "same" padding, gradients of
     any order; it is that where nothing is learned, in wide types and on other devices than a CPU."""
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # here, so that the input is kept as such
+    double = torch.float64 in (x.dtype, weight.dtype)  # which autocast leaves as it is
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not double:
+        # here, so that the input is kept in the narrow type
         narrow = torch.get_autocast_dtype("cpu")
         x, weight = x.to(narrow), weight.to(narrow)
     learned = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -36,10 +38,13 @@ def depthwise(
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Pair, dilation: Pair) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding, ctx.dilation = padding, dilation
+    def forward(x: Tensor, weight: Tensor, padding: Pair, dilation: Pair) -> Tensor:
         return F.conv2d(x, weight, None, 1, padding, dilation, len(weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, ctx.padding, ctx.dilation = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Any:
@@ -84,6 +89,14 @@ def learn_depthwise(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is nn.Conv2d and _fits(module):
             module.__class__ = DepthwiseConv2d
+
+
+def as_before(network: nn.Module) -> nn.Module:
+    """`network` with torch's own convolutions again: what makes it ready to run knows no others."""
+    for module in network.modules():
+        if type(module) is DepthwiseConv2d:
+            module.__class__ = nn.Conv2d
+    return network
 
 
 def _fits(conv: nn.Conv2d) -> bool:

@@ -26,10 +26,23 @@ from searchseg.pretrained import (
     build,
     from_pretrained,
 )
-from searchseg.task import Task
+from searchseg.task import IGNORE, Task
 from training.options import dataset_name
 from training.presets import RetrainSettings
 from training.runs import SETTINGS
+
+# of an earlier training, in the record of one that begins with its weights
+TOLD = (
+    "dataset",
+    "revision",
+    "rows",
+    "settings",
+    "recipe",
+    "epochs_done",
+    "minutes",
+    "machine",
+    "base_model",
+)
 
 
 def searchnet(genotype: Genotype, settings: RetrainSettings, task: Task) -> nn.Module:
@@ -95,36 +108,44 @@ def read_genotype(path: str | Path) -> Genotype:
     return Genotype.from_json(Path(path).read_bytes())
 
 
-def begun_with(source: str, task: Task, size: tuple[int, int]) -> tuple[nn.Module, dict[str, Any]]:
-    """The model in the folder or Hub repository `source`, for a task and a picture size, and its origin for
-    the record.
+def begun_with(
+    source: str, task: Task, size: tuple[int, int] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model in the folder or Hub repository `source`, for a task and a picture size (by default its
+    own), and its origin for the record.
 
     What follows from the classes (the last layer, as a rule) is fresh where the classes are others. Raises
-    PretrainedError when there is no model, or none of its layers would be kept.
+    PretrainedError when there is no such model.
     """
     model = from_pretrained(source)
     before, commit = model.config, model.commit
     config = dataclasses.replace(
-        before, classes=task.classes, colors=task.colors, image_size=size,
-        arguments={**before.arguments, "num_classes": len(task.classes)},
+        before, classes=task.classes, colors=task.colors, image_size=size or before.image_size,
+        arguments={**before.arguments, "num_classes": len(task.classes)}, ignore_index=IGNORE,
     )  # fmt: skip
     fresh: list[str] = []
-    if tuple(before.classes) != tuple(task.classes):
+    if before.classes != config.classes:
         model, fresh = _with_other_classes(model, config)
-    model.config = config  # type: ignore[assignment]
-    name = dataset_name(source) if os.path.isdir(source) else source
-    origin = {"finetuned": {"model": name, "fresh": fresh, **_training_of(Path(source))}}
+    model.config, model.commit = config, None  # type: ignore[assignment]
+    folder = os.path.isdir(source)
+    begun = {"model": dataset_name(source) if folder else source, "fresh": fresh}
+    origin: dict[str, Any] = {"finetuned": begun | (_training_of(Path(source)) if folder else {})}
     if commit:
-        origin |= {"base_model": source, "base_revision": commit}  # type: ignore[dict-item]
+        origin |= {"base_model": source, "base_revision": commit}
     return model.train(), origin
 
 
 def _training_of(folder: Path) -> dict[str, Any]:
-    """The record of the training that a folder's model comes from: it may not be kept beside the new one."""
-    settings, metrics = folder / SETTINGS, folder / "metrics.json"
-    if metrics.is_file():  # it has minutes too, and a shipped model may have it alone
-        return {"training": json.loads(metrics.read_text()).get("training", {})}
-    return {"training": json.loads(settings.read_text())} if settings.is_file() else {}
+    """What the record of a folder's model says about its training and may be told to others: no command and
+    no path. The folder need not be kept beside the new model."""
+    for name, place in (("metrics.json", "training"), (SETTINGS, None)):  # the first has minutes too
+        try:
+            document = json.loads((folder / name).read_text())
+            record = document[place] if place else document
+            return {"training": {key: record[key] for key in TOLD if key in record}}
+        except (OSError, ValueError, TypeError, LookupError):  # no record, or none that can be read
+            continue
+    return {}
 
 
 def _with_other_classes(model: nn.Module, config: ModelConfig) -> tuple[nn.Module, list[str]]:

@@ -1,4 +1,5 @@
-"""Train a final network from scratch: the SEARCH-Net of a genotype, or a baseline, by one recipe.
+"""Train a final network by one recipe: the SEARCH-Net of a genotype or a baseline from scratch, or a trained
+one further.
 
 recipes:
   paper    Dice loss, SGD with momentum 0.9, lr 1e-3, weight decay 5e-4, no augmentation (Zhu & Ma 2023)
@@ -50,14 +51,14 @@ from searchseg.pretrained import (
     save_pretrained,
 )
 from searchseg.task import Task, TaskError
-from training.depthwise import learn_depthwise
+from training.depthwise import as_before, learn_depthwise
 from training.evaluate import evaluate_rows
 from training.files import replace_files, write_atomically
 from training.loop import CHECKPOINT, SAVE_SECONDS, Loop, NotFinite, finite
 from training.networks import baseline, begun_with, genotype_of, searchnet
 from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
-from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings
+from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings, height_width
 from training.pseudo import with_pseudo_masks
 from training.runs import (
     SETTINGS,
@@ -306,7 +307,7 @@ def retrain(
         names = {"train": "training rows", "held_out": "held-out rows"}
         draw_curves(history, {f"{k}_loss": v for k, v in names.items()}, "loss", out / "loss.png")
         draw_curves(history, {f"{k}_miou": v for k, v in names.items()}, "mIoU", out / "miou.png")
-    return training.result
+    return as_before(training.result)
 
 
 def _balance(recipe: Recipe, pixels: Any, classes: int) -> torch.Tensor | None:
@@ -336,9 +337,11 @@ def add_training_options(parser: argparse.ArgumentParser, recipe: bool = True) -
     return group
 
 
-def recipe_of_run(args: argparse.Namespace) -> Recipe:
-    """The recipe that --recipe names; of a run that is continued the one that it began with."""
+def recipe_of_run(args: argparse.Namespace, lr: float | None = None) -> Recipe:
+    """The recipe that --recipe names, at another rate where `lr` is given; of a run that is continued the one
+    that it began with."""
     recipe, path = RECIPES[args.recipe], args.out / SETTINGS
+    recipe = dataclasses.replace(recipe, lr=lr or recipe.lr)
     if not args.resume or not path.is_file():
         return recipe
     kept = json.loads(path.read_text()).get("recipe")  # runs before it was on record did not balance classes
@@ -361,7 +364,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--architecture", choices=tuple(BASELINES), help="a baseline instead")
     what.add_argument(
         "--finetune", metavar="MODEL",
-        help="a trained model, folder or user/name, with its weights; take a smaller --lr too",
+        help="a trained model, folder or user/name, with its weights and its size",
     )  # fmt: skip
     add_data_options(top, split="train")
     add_stream_options(top)
@@ -374,7 +377,9 @@ def parser() -> argparse.ArgumentParser:
     borrowed.add_argument("--encoder", help="such as resnet18 (default: the architecture's own)")
     borrowed.add_argument("--encoder-weights", choices=("imagenet",), help="begin with these, downloaded")
     group = add_training_options(top)
-    group.add_argument("--lr", type=float, help="learning rate, instead of the recipe's")
+    group.add_argument(
+        "--lr", type=float, help="instead of the recipe's rate, of which --finetune takes a quarter"
+    )
     group.add_argument("--hold-out", type=float, default=0.0, help="share of the rows kept out, for curves")
     add_run_options(top, "first weights, order and augmentation", precisions=("no", "fp16", "bf16"))
     add_memory_options(top)
@@ -389,6 +394,8 @@ def main(argv: list[str] | None = None) -> int:
         top.error("--pseudo does not go with --streaming: its rows are checked and kept")
     if not args.genotype and not args.architecture and not args.finetune:
         top.error(f"give --genotype G.json, --finetune MODEL or --architecture {'|'.join(BASELINES)}")
+    if (args.encoder or args.encoder_weights) and not args.architecture:
+        top.error("--encoder and --encoder-weights go with --architecture alone")
     if args.lr is not None and not 0 < args.lr < math.inf:
         top.error(f"--lr must be a positive number, got {args.lr}")
     kept = args.out / GENOTYPE  # its own copy, which is there before anything is learned
@@ -400,13 +407,15 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
     task = task_of(args)
     data, revision = data_of(args, task)
-    settings, recipe = retrain_settings(args), recipe_of_run(args)
+    rate = args.lr or (RECIPES[args.recipe].lr / 4 if args.finetune else None)
+    settings, recipe = retrain_settings(args), recipe_of_run(args, rate)
     torch.manual_seed(args.seed)
-    recipe = dataclasses.replace(recipe, lr=args.lr) if args.lr else recipe
     found, origin = genotype_of(args.genotype) if args.genotype else (None, {})
+    stated = dataclasses.asdict(settings)
     if args.finetune:
-        begun = args.resume and (args.out / WEIGHTS).exists()  # then the first model is needed no more
-        model, origin = begun_with(str(args.out) if begun else args.finetune, task, settings.shape)
+        model, origin = _trained(args, task, accelerator)
+        settings = dataclasses.replace(settings, size=model.config.image_size)  # type: ignore[arg-type]
+        stated = {"size": settings.size, "epochs": settings.epochs, "batch_size": settings.batch_size}
     elif found:
         model = searchnet(found, settings, task)
     else:
@@ -421,12 +430,14 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         rows = with_pseudo_masks(rows, args.pseudo, task)
         taught = {"pseudo": {"dataset": dataset_name(args.pseudo), "rows": len(rows.pseudo)}}
     record_settings(
-        args, accelerator, command, settings=dataclasses.asdict(settings), recipe=dataclasses.asdict(recipe),
+        args, accelerator, command, settings=stated, recipe=dataclasses.asdict(recipe),
         dataset=dataset_name(data), revision=revision, rows=len(rows), **taught,
         **origin,
     )  # fmt: skip
     if accelerator.is_main_process and model.genotype is not None:
         write_atomically(args.out / GENOTYPE, model.genotype.to_json())
+    if accelerator.is_main_process and args.finetune and not (args.out / WEIGHTS).exists():
+        replace_files(args.out, lambda aside: save_pretrained(model, aside))  # to go on without the first one
     if args.sync_batch_norm:
         normalise_together(model)
     more = {"seed": args.seed, "held_out": held_out, "workers": args.workers}
@@ -437,6 +448,19 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     accelerator.print(
         f"next: python -m training.evaluate {args.out} --task {task.name} --data {data} --split test"
     )
+
+
+def _trained(
+    args: argparse.Namespace, task: Task, accelerator: Accelerator
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that --finetune begins with, or the copy of it that a run keeps, and its origin."""
+    source = str(args.out) if (args.out / WEIGHTS).exists() else args.finetune
+    size = None if args.size is None else height_width(args.size)
+    with accelerator.main_process_first():  # the others find it in the cache
+        model, origin = begun_with(source, task, size)
+    if fresh := origin["finetuned"]["fresh"]:
+        accelerator.print(f"begin anew, for {', '.join(task.classes)}: {', '.join(fresh)}")
+    return model, origin
 
 
 if __name__ == "__main__":

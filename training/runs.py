@@ -47,7 +47,12 @@ def add_run_options(
         "--save-minutes", type=float, default=10.0, help="between saves within an epoch; each epoch is saved"
     )
     group.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
-    group.add_argument("--mixed-precision", choices=precisions, default="no", help="pays on a GPU")
+    group.add_argument(
+        "--mixed-precision",
+        choices=precisions,
+        default="no",
+        help="pays on a GPU, and bf16 on a CPU that has it",
+    )
     if push:
         group.add_argument(
             "--push-to-hub", metavar="USER/NAME", help="publish what the run leaves in the end"
