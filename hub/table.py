@@ -26,6 +26,12 @@ def table(folders: list[Path]) -> str:
     return "\n".join([head, *(_row(*item) for item in ranked), "", *protocols])
 
 
+def _minutes(training: dict[str, Any]) -> float:
+    """With those of the training whose weights it began with."""
+    earlier = training.get("finetuned", {}).get("training", {})
+    return training["minutes"] + earlier.get("minutes", 0)
+
+
 def _row(name: str, document: dict[str, Any]) -> str:
     cells = [
         f"[{name}](hub/models/{name})",
@@ -34,7 +40,7 @@ def _row(name: str, document: dict[str, Any]) -> str:
         f"{document['parameters'] / 1e6:.2f} M",
         f"{document['macs'] / 1e9:.2f} G",
         f"{document['seconds_per_picture']:.3f}",
-        f"{document['training']['minutes']:.0f} min",
+        f"{_minutes(document['training']):.0f} min",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -43,11 +49,14 @@ def _protocol(document: dict[str, Any]) -> str:
     protocol, training = document["protocol"], document["training"]
     height, width = protocol["input_size"]
     options = training["options"]
+    taught = f", {training['pseudo']['rows']} of them with a network's masks" if "pseudo" in training else ""
+    begun = f", begun with {training['finetuned']['model']}" if "finetuned" in training else ""
     return (
         f"Protocol: scored on {protocol['dataset']}, split {protocol['split']}, {protocol['rows']} rows, "
         f"{len(protocol['classes'])} classes, {protocol['rule']}, input {width}x{height}, at the "
-        f"{protocol['scored_at']}; trained on split {options['split']}, {training['rows']} rows, "
-        f"{training['epochs_done']} epochs, recipe {options['recipe']}, seed {options['seed']}, "
+        f"{protocol['scored_at']}; trained on split {options['split']}, {training['rows']} rows"
+        f"{taught}{begun}, {training['epochs_done']} epochs, recipe {options['recipe']}, "
+        f"seed {options['seed']}, "
         f"{training['processes']} processes of {training['machine']['threads']} thread on "
         f"{training['machine']['device']}, torch {training['machine']['torch']}."
     )

@@ -15,6 +15,7 @@ import searchseg
 import training.evaluate
 from hub.card import write_card
 from hub.publish import publish
+from hub.table import table
 from searchseg.genotype import random_genotype
 from searchseg.pretrained import WEIGHTS, PretrainedError, save_pretrained
 from searchseg.task import Task, camvid, custom, pet
@@ -161,6 +162,13 @@ def test_the_card_names_the_training_of_a_folder_and_no_place(data, tmp_path):  
     assert f"begun with the weights of folder base ({rows}), but for head.weight, head.bias" in card
     record = json.loads((tmp_path / "net" / "metrics.json").read_text())["training"]["finetuned"]
     assert record["training"]["rows"] == 8 and str(tmp_path) not in json.dumps(record)
+    rows = table([tmp_path / "net"]).splitlines()
+    assert "trained on split train, 8 rows, begun with folder base, 1 epochs" in rows[-1]
+    document = json.loads((tmp_path / "net" / "metrics.json").read_text())
+    document["training"]["minutes"] = 7.0
+    document["training"]["finetuned"]["training"]["minutes"] = 5.0
+    (tmp_path / "net" / "metrics.json").write_text(json.dumps(document))
+    assert table([tmp_path / "net"]).splitlines()[2].endswith("| 12 min |")
 
 
 @pytest.mark.parametrize("record", ["{", "[]", '{"training": null}'])
