@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from test_run import command, data, tiny_preset  # noqa: F401  (fixtures)
 
 import searchseg
+import training.bootstrap
 import training.evaluate
 from hub.card import write_card
 from hub.publish import publish
@@ -178,3 +179,22 @@ def test_an_unreadable_record_is_none(record, tmp_path):
     assert "training" not in begun_with(str(tmp_path), pet())[1]["finetuned"]
     (tmp_path / "settings.json").write_text('{"rows": 3, "command": "secret"}')
     assert begun_with(str(tmp_path), pet())[1]["finetuned"]["training"] == {"rows": 3}
+
+
+def test_two_models_are_held_against_each_other(data, tmp_path, capsys):  # noqa: F811
+    words = ["--task", "custom", "--classes", "dark,light", "--data", str(data), "--device", "cpu"]
+    folders = [str(tmp_path / kind) for kind in ("searchnet", "unet")]
+    scores = []
+    for folder in folders:
+        trained(Path(folder), Path(folder).name, custom(["dark", "light"]))
+        assert training.evaluate.main([folder, *words]) == 0
+        scores.append(json.loads((Path(folder) / "metrics.json").read_text())["miou"])
+    capsys.readouterr()
+    assert training.bootstrap.main([*folders, *words, "--json", str(tmp_path / "difference.json")]) == 0
+    found = json.loads((tmp_path / "difference.json").read_text())
+    assert list(found["miou"].values()) == pytest.approx(scores) and found["pictures"] == 2
+    assert found["difference"] == pytest.approx(scores[0] - scores[1])
+    assert found["low"] <= found["difference"] <= found["high"]
+    assert f"difference {found['difference']:+.4f}, 95% interval" in capsys.readouterr().out
+    assert training.bootstrap.main([*folders, *words[:2], "--classes", "a,b", *words[4:]]) == 1
+    assert "error: " in capsys.readouterr().err

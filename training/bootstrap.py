@@ -1,8 +1,21 @@
-"""Is one network better than another, or was it these test pictures? A paired bootstrap over pictures."""
+"""Is one network better than another, or was it these test pictures? A paired bootstrap over pictures.
+
+Both networks segment every picture of a split; mIoU comes from one confusion matrix over the split, as in
+training.evaluate. The interval knows nothing of the noise of training: other seeds are other networks.
+
+example:
+  python -m training.bootstrap hub/models/searchnet-pet hub/models/unet-pet --data ../shared/data/pet
+    --json difference.json
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,3 +66,63 @@ def paired_bootstrap(one: np.ndarray, other: np.ndarray, seed: int = 0, draws: i
     low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     difference = miou(one.sum(1)).mean() - miou(other.sum(1)).mean()
     return Interval(float(difference), float(low), float(high))
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Score both models of the options and draw; returns what --json keeps. TaskError, PretrainedError."""
+    from searchseg.pretrained import from_pretrained
+    from searchseg.task import TaskError
+    from training.options import data_of, dataset_name, task_of
+    from training.rows import CheckedRows, load_rows
+    from training.table_scores import picture_counts  # which needs this module
+
+    task = task_of(args)
+    data, revision = data_of(args, task)
+    models = [from_pretrained(source, device=args.device) for source in (args.one, args.other)]
+    for source, model in zip((args.one, args.other), models, strict=True):
+        if model.config.classes != task.classes:
+            raise TaskError(f"{source} knows {model.config.classes}, task {task.name} has {task.classes}")
+    rows = CheckedRows(load_rows(data, args.split, revision, task), task, None, "rows")
+    counts = [picture_counts(model, rows, task, args.device)[0][None] for model in models]
+    names = [Path(source).name if Path(source).exists() else source for source in (args.one, args.other)]
+    scores = {name: float(miou(found.sum((0, 1)))) for name, found in zip(names, counts, strict=True)}
+    about = {"task": task.name, "rule": task.note, "dataset": dataset_name(data), "revision": revision,
+             "split": args.split, "pictures": len(rows), "draws": DRAWS, "level": LEVEL}  # fmt: skip
+    return {"miou": scores, **asdict(paired_bootstrap(*counts)), **about}
+
+
+def main(argv: list[str] | None = None) -> int:
+    import torch
+
+    from searchseg.pretrained import PretrainedError
+    from searchseg.task import TaskError
+    from training.files import write_atomically
+    from training.options import Manual, add_data_options
+
+    parser = argparse.ArgumentParser(
+        "python -m training.bootstrap", description=__doc__, formatter_class=Manual
+    )
+    parser.add_argument("one", help="model, folder or user/name")
+    parser.add_argument("other", help="the one to hold it against")
+    add_data_options(parser, split="test")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run"
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    args = parser.parse_args(argv)
+    try:
+        found = compare(args)
+    except (TaskError, PretrainedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, value in found["miou"].items():
+        print(f"mIoU {value:.4f}  {name}")
+    low, high = found["low"], found["high"]
+    print(f"difference {found['difference']:+.4f}, {LEVEL:.0%} interval [{low:+.4f}, {high:+.4f}]")
+    if args.json:
+        write_atomically(args.json, json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
