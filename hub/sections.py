@@ -186,6 +186,8 @@ def _finetuned(training: dict[str, Any]) -> str:
     learned = ""
     if "epochs_done" in earlier and "rows" in earlier:
         learned = f" ({earlier['epochs_done']} epochs on {earlier['rows']} rows of {earlier['dataset']})"
+    if "finetuned" in earlier:
+        learned += f", which was {_finetuned(earlier)}"
     return f"begun with the weights of {begun['model']}{at}{learned}{anew}"
 
 

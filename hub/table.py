@@ -27,9 +27,9 @@ def table(folders: list[Path]) -> str:
 
 
 def _minutes(training: dict[str, Any]) -> float:
-    """With those of the training whose weights it began with."""
-    earlier = training.get("finetuned", {}).get("training", {})
-    return training["minutes"] + earlier.get("minutes", 0)
+    """With those of the trainings whose weights it began with."""
+    earlier = training.get("finetuned", {}).get("training")
+    return training.get("minutes", 0) + (_minutes(earlier) if earlier else 0)
 
 
 def _row(name: str, document: dict[str, Any]) -> str:

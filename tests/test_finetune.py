@@ -163,13 +163,19 @@ def test_the_card_names_the_training_of_a_folder_and_no_place(data, tmp_path):  
     assert f"begun with the weights of folder base ({rows}), but for head.weight, head.bias" in card
     record = json.loads((tmp_path / "net" / "metrics.json").read_text())["training"]["finetuned"]
     assert record["training"]["rows"] == 8 and str(tmp_path) not in json.dumps(record)
-    rows = table([tmp_path / "net"]).splitlines()
-    assert "trained on split train, 8 rows, begun with folder base, 1 epochs" in rows[-1]
+    lines = table([tmp_path / "net"]).splitlines()
+    assert "trained on split train, 8 rows, begun with folder base, 1 epochs" in lines[-1]
     document = json.loads((tmp_path / "net" / "metrics.json").read_text())
     document["training"]["minutes"] = 7.0
-    document["training"]["finetuned"]["training"]["minutes"] = 5.0
+    earlier = document["training"]["finetuned"]["training"]
+    first = {"dataset": "folder old", "rows": 4, "epochs_done": 9, "minutes": 2.0}
+    earlier |= {"minutes": 5.0, "finetuned": {"model": "folder older", "fresh": [], "training": first}}
     (tmp_path / "net" / "metrics.json").write_text(json.dumps(document))
-    assert table([tmp_path / "net"]).splitlines()[2].endswith("| 12 min |")
+    assert table([tmp_path / "net"]).splitlines()[2].endswith("| 14 min |")
+    write_card(tmp_path / "net", "net")
+    card = (tmp_path / "net" / "README.md").read_text()
+    older = "which was begun with the weights of folder older (9 epochs on 4 rows of folder old)"
+    assert f"begun with the weights of folder base ({rows}), {older}, but for head.weight" in card
 
 
 @pytest.mark.parametrize("record", ["{", "[]", '{"training": null}'])
@@ -177,8 +183,11 @@ def test_an_unreadable_record_is_none(record, tmp_path):
     trained(tmp_path, "unet", pet())
     (tmp_path / "metrics.json").write_text(record)
     assert "training" not in begun_with(str(tmp_path), pet())[1]["finetuned"]
-    (tmp_path / "settings.json").write_text('{"rows": 3, "command": "secret"}')
-    assert begun_with(str(tmp_path), pet())[1]["finetuned"]["training"] == {"rows": 3}
+    earlier = {"model": "folder a", "fresh": []}
+    (tmp_path / "settings.json").write_text(
+        json.dumps({"rows": 3, "command": "secret", "finetuned": earlier})
+    )
+    assert begun_with(str(tmp_path), pet())[1]["finetuned"]["training"] == {"rows": 3, "finetuned": earlier}
 
 
 def test_two_models_are_held_against_each_other(data, tmp_path, capsys):  # noqa: F811

@@ -42,6 +42,8 @@ TOLD = (
     "minutes",
     "machine",
     "base_model",
+    "pseudo",
+    "finetuned",
 )
 
 
