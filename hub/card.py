@@ -4,7 +4,7 @@ Every number of the card is read from metrics.json; what is not on record there 
 between two marks, and a card that is written again keeps what somebody wrote around them.
 
 example:
-  python -m hub.card runs/net --id hub/models/searchnet-pet-lite
+  python -m hub.card runs/net --id hub/models/searchnet-pet
 """
 
 from __future__ import annotations

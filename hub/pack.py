@@ -3,7 +3,7 @@
 The weights are loaded strictly and written again, with --half as float16; checkpoints stay behind.
 
 example:
-  python -m hub.pack runs/net hub/models/searchnet-pet-lite --search runs/found --half
+  python -m hub.pack runs/net hub/models/searchnet-pet --search runs/found --half
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ shows either what it had or all of the new. The folder itself is only read. What
 section of the card on the Hub stays.
 
 examples:
-  python -m hub.publish hub/models/searchnet-pet-lite me/pets
+  python -m hub.publish hub/models/searchnet-pet me/pets
   python -m hub.publish runs/net me/pets --private --tag v1 --yes
   python -m hub.publish runs/found me/pets-genotype --genotype-only
 """

@@ -2,7 +2,7 @@
 
 examples:
   python -m searchseg.segment photo.jpg --model me/net --out masks
-  python -m searchseg.segment photo.jpg holidays/ --model hub/models/searchnet-pet-lite --out masks --cutout
+  python -m searchseg.segment photo.jpg holidays/ --model hub/models/searchnet-pet --out masks --cutout
 
 what it writes: for every picture a mask, an 8-bit grey PNG of the upright picture's size. The value of a
 pixel is the id of its class, so the mask looks black: --overlay is for looking at. Names say what they were

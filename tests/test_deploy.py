@@ -26,7 +26,7 @@ from searchseg.pretrained import PretrainedError
 pytest_plugins = ["hub_fixture"]
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "hub" / "models" / "searchnet-pet-lite"
+SHIPPED = ROOT / "hub" / "models" / "searchnet-pet"
 
 
 def yaml_of(text: str) -> dict:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "hub" / "models" / "searchnet-pet-lite"
+SHIPPED = ROOT / "hub" / "models" / "searchnet-pet"
 # what `pip install .` does not bring
 ABSENT = ("gradio", "datasets", "accelerate", "timm", "torchvision", "torchmetrics", "matplotlib")
 SCRIPT = f"""

@@ -180,7 +180,7 @@ def test_what_contradicts_itself_is_refused_with_a_sentence(
     assert not (tmp_path / "out").exists(), "the cured command may use the same --out"
 
 
-ANY = (Path(__file__).parent.parent / "hub/models/searchnet-pet-lite/genotype.json").read_text()
+ANY = (Path(__file__).parent.parent / "hub/models/searchnet-pet/genotype.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def published(hub, tmp_path: Path) -> str:
     torch.manual_seed(1)
     config = ModelConfig("searchnet", U, ("background", "leaf"), ("#000000", "#00ff00"), (32, 32))
     save_pretrained(SearchNet(UShapeConfig(**U), GENOTYPE), tmp_path, config)
-    metrics = json.loads((app.MODELS / "searchnet-pet-lite" / "metrics.json").read_text())
+    metrics = json.loads((app.MODELS / "searchnet-pet" / "metrics.json").read_text())
     metrics |= {"miou": 0.625, "parameters": 62212, "iou": {"background": 0.75, "leaf": 0.5}}
     metrics["protocol"] |= {"task": "leaves", "classes": ["background", "leaf"]}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
@@ -76,7 +76,7 @@ def test_a_baseline_is_published_and_shown_like_a_searched_network(
     config = ModelConfig(architecture, arguments, ("background", "leaf"), ("#000000", "#00ff00"), (32, 32))
     network = build(config)
     save_pretrained(network, tmp_path, config)
-    metrics = json.loads((app.MODELS / "unet-pet-lite" / "metrics.json").read_text())
+    metrics = json.loads((app.MODELS / "unet-pet" / "metrics.json").read_text())
     metrics |= {"miou": 0.5, "parameters": sum(p.numel() for p in network.parameters())}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     sent = publish(tmp_path, f"alice/{architecture}", token="hf_alice")

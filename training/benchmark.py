@@ -181,7 +181,7 @@ def add_page_options(parser: argparse.ArgumentParser) -> None:
     """What `page` needs; `--url` takes a page that runs already instead of starting app.py."""
     parser.add_argument("--requests", type=int, default=9999, help="requests, a third at each load")
     parser.add_argument("--turns", type=int, default=40, help="requests one by one, for the service time")
-    parser.add_argument("--model", default="searchnet-pet-lite", help="name of the network on the page")
+    parser.add_argument("--model", default="searchnet-pet", help="name of the network on the page")
     parser.add_argument("--width", type=int, default=256, help="of the pictures, pixels")
     parser.add_argument("--height", type=int, default=192, help="of the pictures, pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures and the arrivals")
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     sub.set_defaults(call=page)
     sub = commands.add_parser("start", help=start.__doc__, formatter_class=Manual)
     sub.add_argument("--turns", type=int, default=5, help="starts of the page")
-    sub.add_argument("--model", default="searchnet-pet-lite", help="name of the network on the page")
+    sub.add_argument("--model", default="searchnet-pet", help="name of the network on the page")
     sub.set_defaults(call=start)
     sub = commands.add_parser("memory", help=benchmark_memory.__doc__, formatter_class=Manual)
     add_memory_measurements(sub)

@@ -32,7 +32,7 @@ from training.files import write_atomically
 from training.options import machine
 from training.timing import between_marks, interleaved, peak_memory
 
-SHIPPED = Path(__file__).parent.parent / "hub" / "models" / "searchnet-pet-lite"
+SHIPPED = Path(__file__).parent.parent / "hub" / "models" / "searchnet-pet"
 PAPER_UNET = "UNet 64-1024"
 PRODUCT, SIDE = "matrix product", 1024
 WAYS = ("as trained", "Segmenter", "onnxruntime")

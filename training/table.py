@@ -43,7 +43,7 @@ from training.table_figures import draw_figures
 from training.table_report import show, write_report
 from training.table_scores import Origin, TableRows, seconds_in_turns
 
-SHIPPED = Path(__file__).resolve().parent.parent / "hub" / "models" / "searchnet-pet-lite" / "genotype.json"
+SHIPPED = Path(__file__).resolve().parent.parent / "hub" / "models" / "searchnet-pet" / "genotype.json"
 
 
 def rows_of(
