@@ -185,7 +185,12 @@ def _finetuned(training: dict[str, Any]) -> str:
     earlier = begun.get("training", {})
     learned = ""
     if "epochs_done" in earlier and "rows" in earlier:
-        learned = f" ({earlier['epochs_done']} epochs on {earlier['rows']} rows of {earlier['dataset']})"
+        taught = (
+            f", {earlier['pseudo']['rows']} of them with a network's masks" if "pseudo" in earlier else ""
+        )
+        learned = (
+            f" ({earlier['epochs_done']} epochs on {earlier['rows']} rows of {earlier['dataset']}{taught})"
+        )
     if "finetuned" in earlier:
         learned += f", which was {_finetuned(earlier)}"
     return f"begun with the weights of {begun['model']}{at}{learned}{anew}"

@@ -169,12 +169,14 @@ def test_the_card_names_the_training_of_a_folder_and_no_place(data, tmp_path):  
     document["training"]["minutes"] = 7.0
     earlier = document["training"]["finetuned"]["training"]
     first = {"dataset": "folder old", "rows": 4, "epochs_done": 9, "minutes": 2.0}
+    first |= {"pseudo": {"dataset": "folder masks", "rows": 3}}
     earlier |= {"minutes": 5.0, "finetuned": {"model": "folder older", "fresh": [], "training": first}}
     (tmp_path / "net" / "metrics.json").write_text(json.dumps(document))
     assert table([tmp_path / "net"]).splitlines()[2].endswith("| 14 min |")
     write_card(tmp_path / "net", "net")
     card = (tmp_path / "net" / "README.md").read_text()
-    older = "which was begun with the weights of folder older (9 epochs on 4 rows of folder old)"
+    before = "9 epochs on 4 rows of folder old, 3 of them with a network's masks"
+    older = f"which was begun with the weights of folder older ({before})"
     assert f"begun with the weights of folder base ({rows}), {older}, but for head.weight" in card
 
 
