@@ -210,7 +210,9 @@ def test_an_incomplete_record_is_named(folder):
 
 
 def test_the_shipped_models_have_cards():
+    least = {"pet": 0.85, "camvid": 0.5}  # mIoU
     for path in sorted((Path(__file__).parent.parent / "hub" / "models").glob("*/metrics.json")):
         model = searchseg.from_pretrained(path.parent)
         text = card_text(model, json.loads(path.read_text()), "me/x", path.parent / "search")
-        assert ModelCard(text).data.eval_results[0].metric_value > 0.8
+        task = path.parent.name.split("-")[1]
+        assert ModelCard(text).data.eval_results[0].metric_value > least[task]

@@ -60,7 +60,7 @@ def test_from_rows_to_the_page(data, tmp_path):
     halves = json.loads((found / "search" / "halves.json").read_text())
     assert sorted(halves["weights"] + halves["alpha"]) == list(range(32))
 
-    run(retrain.main, *smoke, "--genotype", found / "genotype.json", "--epochs", 25, "--out", net)
+    run(retrain.main, *smoke, "--genotype", found / "genotype.json", "--epochs", 60, "--out", net)
     run(evaluate.main, net, "--task", "pet", "--data", data, "--split", "test", "--device", "cpu")
     metrics = json.loads((net / "metrics.json").read_text())
     assert metrics["protocol"]["rows"] == 10 and metrics["protocol"]["rule"] == "border ignored"
