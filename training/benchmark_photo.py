@@ -152,8 +152,7 @@ def _folder(args: argparse.Namespace, folder: Path, segmenter: Segmenter) -> dic
 
 def bare_rate(segmenter: Segmenter, workers: int, calls: int = 100) -> float:
     """Inputs a second through the network alone: one after the other in this thread on all threads of torch
-    (in a pool's thread, which has a team of its own, they take up to twice as long), or `workers` side by
-    side."""
+    (a pool's thread has a team of its own and was a fifth to a quarter slower), or `workers` side by side."""
     size = segmenter.config.image_size
     image = torch.randn(1, 3, *size).to(memory_format=torch.channels_last)
 
