@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from searchseg.config import ModelConfig
 from searchseg.task import IGNORE, TaskError, custom, pet
 from training import rows as rows_module
-from training.rows import CheckedRows, EpochSampler, Examples, halves, load_rows, loader
+from training.rows import Augmentation, CheckedRows, EpochSampler, Examples, halves, load_rows, loader
 
 SIZE = 32
 TASK = custom(["dark", "bright"], ignore_value=9)
@@ -51,8 +51,8 @@ def checked(number: int = 6, size: int | None = 48) -> CheckedRows:
     return CheckedRows(dataset([drawn(i) for i in range(number)]), TASK, size, "rows", quiet=True)
 
 
-def examples(augment: str = "strong", seed: int = 0, size: int = SIZE) -> Examples:
-    return Examples(checked(), CONFIG, augment, seed, size)
+def examples(augment: str = "strong", seed: int = 0, size: int = SIZE, share: float = 1.0) -> Examples:
+    return Examples(checked(), Augmentation(CONFIG, augment, seed, size, share))
 
 
 def labelled(kind: object, count: int = 203, labels: int = 37) -> datasets.Dataset:
@@ -135,7 +135,7 @@ def test_a_sampler_of_a_later_epoch_does_not_need_the_earlier_ones():
 
 @pytest.mark.parametrize("count, sizes", [(6, [4]), (8, [4, 4]), (3, [3]), (4, [4])])
 def test_the_last_smaller_batch_is_dropped_unless_it_is_the_only_one(count, sizes):
-    some = Examples(checked(8), CONFIG, "none", 0, SIZE)
+    some = Examples(checked(8), Augmentation(CONFIG, "none", 0, SIZE))
     batches = list(loader(some, range(count), seed=0, batch_size=4))
     assert [len(images) for images, _ in batches] == sizes
     for images, masks in batches:
@@ -169,7 +169,7 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone():
 
 def test_rows_that_look_alike_are_augmented_differently():
     twins = CheckedRows(dataset([drawn(0)] * 8), TASK, 48, "rows", quiet=True)
-    some = Examples(twins, CONFIG, "strong", 0, SIZE)
+    some = Examples(twins, Augmentation(CONFIG, "strong", 0, SIZE))
     assert len({some[0, index][0].sum().item() for index in range(8)}) == 8
 
 
@@ -218,7 +218,7 @@ def test_nothing_comes_between_a_class_and_ignored_pixels(size):
     rows = CheckedRows(dataset([row]), TASK, size, "rows", quiet=True)
     assert set(rows[0][1].unique().tolist()) == {1, IGNORE}
     for epoch in range(4):
-        mask = Examples(rows, CONFIG, "strong", 0, SIZE)[epoch, 0][1]
+        mask = Examples(rows, Augmentation(CONFIG, "strong", 0, SIZE))[epoch, 0][1]
         assert set(mask.unique().tolist()) == {1, IGNORE}
 
 
@@ -226,7 +226,8 @@ def test_strong_augmentation_mirrors_about_every_other_picture():
     mask = Image.new("L", (60, 44), 0)
     mask.paste(1, (0, 0, 30, 44))  # the left half
     row = {"image": drawn(0)["image"], "mask": mask}
-    some = Examples(CheckedRows(dataset([row]), TASK, None, "rows", quiet=True), CONFIG, "strong", 0, SIZE)
+    rows = CheckedRows(dataset([row]), TASK, None, "rows", quiet=True)
+    some = Examples(rows, Augmentation(CONFIG, "strong", 0, SIZE))
     masks = [some[epoch, 0][1].float() for epoch in range(40)]
     left, right = (sum(m[:, side].mean() > m[:, 31 - side].mean() for m in masks) for side in (0, 31))
     assert left >= 10 and right >= 10
@@ -262,7 +263,7 @@ def test_rows_of_two_to_three_keep_their_proportions(name):
     image = Image.merge("RGB", [box.point(lambda v: 200 * v)] * 3)
     rows = CheckedRows(dataset([{"image": image, "mask": box}] * 2), TASK, (60, 90), "rows", quiet=True)
     assert rows[0][1].shape == (60, 90) and rows[0][0].shape == (3, 60, 90)
-    examples = Examples(rows, CONFIG, name, 0, (32, 48))
+    examples = Examples(rows, Augmentation(CONFIG, name, 0, (32, 48)))
     ratios = []
     for epoch in range(60):
         picture, mask = examples[epoch, 0]
@@ -273,6 +274,26 @@ def test_rows_of_two_to_three_keep_their_proportions(name):
             height, width = (places.max(0).values - places.min(0).values + 1).tolist()
             ratios.append(width / height)
     assert len(ratios) > 5 and 0.9 < np.median(ratios) < 1.1, "the square became another shape"
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25, 0.04])
+def test_crops_show_their_share_of_a_picture(share):
+    ramp = np.tile(np.arange(200, dtype=np.uint8), (200, 1))  # a pixel's value is its column
+    across = dataset(
+        [{"image": Image.merge("RGB", [Image.fromarray(ramp)] * 3), "mask": Image.new("L", (200, 200))}]
+    )
+    rows = CheckedRows(across, TASK, None, "rows", quiet=True)
+    augmentation = Augmentation(CONFIG, "strong", 0, SIZE, share)
+    augmentation.transform.transforms = augmentation.transform.transforms[:1]  # the colours tell the place
+    std = CONFIG.image_std[0]
+    widths = []
+    for epoch in range(80):
+        picture, mask = augmentation(rows[0], epoch, 0)
+        assert picture.shape == (3, SIZE, SIZE) and mask.shape == (SIZE, SIZE)
+        columns = picture[0, 0] * std * 255
+        widths.append((columns.max() - columns.min()).item() * SIZE / (SIZE - 1))
+    least, most = (0.4 * share * 0.75) ** 0.5 * 200, min(1.0, (2 * share * 1.34) ** 0.5) * 200
+    assert least - 2 < min(widths) < 1.25 * least and 0.85 * most < max(widths) < most + 4
 
 
 @pytest.mark.parametrize("size", [None, 24])

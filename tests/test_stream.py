@@ -19,7 +19,7 @@ from searchseg.config import ModelConfig
 from searchseg.task import TaskError, custom
 from training import evaluate, loop, retrain, search
 from training.presets import PRESETS, RetrainSettings
-from training.rows import CheckedRows, load_rows
+from training.rows import Augmentation, CheckedRows, load_rows
 from training.stream import StreamedRows, open_stream
 
 pytest_plugins = ["hub_fixture"]
@@ -77,7 +77,7 @@ def positions(rows: StreamedRows, seed: int = 0, epoch: int = 0) -> list[tuple[i
 
 
 def batches(rows: StreamedRows, epoch: int = 0, part: object = None, size: int = 4, seed: int = 0) -> list:
-    loader = rows.batches(part, CONFIG, "strong", seed, 32, batch_size=size)
+    loader = rows.batches(part, Augmentation(CONFIG, "strong", seed, 32), batch_size=size)
     loader.epoch = epoch
     return list(loader)
 
@@ -168,7 +168,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(data):
 
 def test_batches_depend_on_seed_and_epoch_alone(data):
     first = batches(stream(data), epoch=3)
-    used = stream(data).batches(None, CONFIG, "strong", 0, 32, 4)
+    used = stream(data).batches(None, Augmentation(CONFIG, "strong", 0, 32), 4)
     for used.epoch in range(4):
         last = list(used)
     assert equal(first, last), "an epoch does not need the earlier ones"

@@ -28,6 +28,7 @@ from training.files import write_atomically
 from training.options import machine
 from training.presets import PRESETS, RECIPES
 from training.retrain import Training
+from training.rows import Augmentation
 from training.source import Table
 from training.timing import between_marks
 
@@ -65,7 +66,7 @@ def measure(settings: Any, nodes: int, workers: int, steps: int, cpu: bool) -> d
     network = SearchNet(shape, random_genotype(nodes, seed=0))
     training = Training(network, RECIPES["strong"], accelerator)
     config = ModelConfig("searchnet", {}, task.classes, task.colors, settings.shape)
-    batches = table.batches(None, config, "strong", 0, settings.size, settings.batch_size)
+    batches = table.batches(None, Augmentation(config, "strong", 0, settings.size), settings.batch_size)
     source, waited, computed = iter(batches), [], []
     for _ in range(steps + 1):
         began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,11 +80,17 @@ class RetrainSettings:
     size: Size  # of the input
     epochs: int
     batch_size: int  # of all processes together
+    crop: Size | None = None  # what is seen of a picture of `size` in training; None for all of it
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the input."""
         return height_width(self.size)
+
+    @property
+    def share(self) -> float:
+        """Share of the area of the input that `crop` has."""
+        return math.prod(height_width(self.crop or self.size)) / math.prod(self.shape)
 
 
 @dataclass(frozen=True)

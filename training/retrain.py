@@ -60,6 +60,7 @@ from training.options import Manual, add_data_options, data_of, dataset_name, pi
 from training.pictures import draw_curves
 from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings, height_width
 from training.pseudo import with_pseudo_masks
+from training.rows import Augmentation
 from training.runs import (
     SETTINGS,
     add_memory_options,
@@ -217,9 +218,9 @@ class Retraining:
     def begin_epoch(self, epoch: int) -> None:
         size = _size(self.settings, self.recipe, epoch)
         if size not in self.loaders:
-            self.loaders[size] = self.source.batches(
-                None, self.config, self.recipe.augment, self.seed, size, self.settings.batch_size
-            )
+            recipe, settings = self.recipe, self.settings
+            augment = Augmentation(self.config, recipe.augment, self.seed, size, settings.share)
+            self.loaders[size] = self.source.batches(None, augment, settings.batch_size)
         self.loaded = self.loaders[size]
         self.loaded.epoch = epoch
         self.training.model.train()
@@ -318,8 +319,9 @@ def _balance(recipe: Recipe, pixels: Any, classes: int) -> torch.Tensor | None:
 
 
 def _size(settings: RetrainSettings, recipe: Recipe, epoch: int) -> tuple[int, int]:
-    """Height and width in an epoch: small first where the recipe says so, in multiples of 16."""
-    height, width = settings.shape
+    """Height and width of the examples of an epoch: small first where the recipe says so, in multiples of
+    16."""
+    height, width = height_width(settings.crop or settings.size)
     if epoch >= recipe.small_until * settings.epochs:
         return height, width
     smaller = [max(16, round(side * recipe.small_factor / 16) * 16) for side in (height, width)]
@@ -335,6 +337,19 @@ def add_training_options(parser: argparse.ArgumentParser, recipe: bool = True) -
     group.add_argument("--size", type=picture_size, help=wanted)
     group.add_argument("--batch-size", type=int, help="of all processes together, instead of the preset's")
     return group
+
+
+def _crop(args: argparse.Namespace, recipe: Recipe, settings: RetrainSettings) -> tuple[int, int] | None:
+    """What --crop says; TaskError where it does not fit."""
+    if args.crop is None:
+        return None
+    height, width = height_width(args.crop)
+    if recipe.augment != "strong":
+        raise TaskError(f"--crop goes with --recipe strong: {args.recipe} shows whole pictures")
+    if height > settings.shape[0] or width > settings.shape[1]:
+        whole = "x".join(map(str, settings.shape))
+        raise TaskError(f"--crop {height}x{width} is larger than the picture, {whole}")
+    return height, width
 
 
 def recipe_of_run(args: argparse.Namespace, lr: float | None = None) -> Recipe:
@@ -378,6 +393,11 @@ def parser() -> argparse.ArgumentParser:
     borrowed.add_argument("--encoder-weights", choices=("imagenet",), help="begin with these, downloaded")
     group = add_training_options(top)
     group.add_argument(
+        "--crop", type=picture_size, metavar="HEIGHTxWIDTH",
+        help="learn from parts of this size of pictures of --size, which --recipe strong cuts out at random: "
+        "the scale of large pictures at the cost of small ones",
+    )  # fmt: skip
+    group.add_argument(
         "--lr", type=float, help="instead of the recipe's rate, of which --finetune takes a quarter"
     )
     group.add_argument("--hold-out", type=float, default=0.0, help="share of the rows kept out, for curves")
@@ -411,15 +431,17 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     settings, recipe = retrain_settings(args), recipe_of_run(args, rate)
     torch.manual_seed(args.seed)
     found, origin = genotype_of(args.genotype) if args.genotype else (None, {})
-    stated = dataclasses.asdict(settings)
     if args.finetune:
         model, origin = _trained(args, task, accelerator)
         settings = dataclasses.replace(settings, size=model.config.image_size)  # type: ignore[arg-type]
-        stated = {"size": settings.size, "epochs": settings.epochs, "batch_size": settings.batch_size}
     elif found:
         model = searchnet(found, settings, task)
     else:
         model = baseline(args.architecture, settings, task, args.encoder, bool(args.encoder_weights))
+    settings = dataclasses.replace(settings, crop=_crop(args, recipe, settings))
+    stated = dataclasses.asdict(settings)
+    if args.finetune:  # its widths are those of the model
+        stated = {name: stated[name] for name in ("size", "crop", "epochs", "batch_size")}
     if args.resume and (args.out / "config.json").exists():  # what it sees must not change on the way
         kept = ModelConfig.from_json((args.out / "config.json").read_bytes())
         statistics = {"image_mean": kept.image_mean, "image_std": kept.image_std}

@@ -53,6 +53,7 @@ from training.monitor import largest_eigenvalue, stop_at
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.presets import PRESETS, Memory, RetrainSettings, SearchMethod, SearchSettings
 from training.report import write_report
+from training.rows import Augmentation
 from training.runs import (
     add_memory_options,
     add_process_options,
@@ -95,10 +96,8 @@ class Searching:
         self.held_out: Any = None  # the last batch, on which the Hessian is measured
 
     def _batches(self, half: Any, augment: str) -> Batches:
-        settings = self.settings
-        return self.source.batches(
-            half, self.config, augment, self.origin["seed"], settings.size, settings.batch_size
-        )
+        augmentation = Augmentation(self.config, augment, self.origin["seed"], self.settings.size)
+        return self.source.batches(half, augmentation, self.settings.batch_size)
 
     def scoring(self) -> Batches:
         """Held-out batches as they are."""

@@ -9,10 +9,18 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from torch import Tensor
 
-from searchseg.config import ModelConfig
 from searchseg.task import Task, TaskError
 from training.presets import Size
-from training.rows import CheckedRows, Examples, divided_evenly, halves, hold_out, load_rows, loader
+from training.rows import (
+    Augmentation,
+    CheckedRows,
+    Examples,
+    divided_evenly,
+    halves,
+    hold_out,
+    load_rows,
+    loader,
+)
 from training.stream import StreamedPairs, StreamedRows, open_stream
 
 
@@ -44,9 +52,7 @@ class Source(Protocol):
     def record(self, weights: Any, alpha: Any) -> dict[str, Any]:
         """The halves as they go into search/halves.json."""
 
-    def batches(
-        self, part: Any, config: ModelConfig, augment: str, seed: int, size: Size, batch_size: int
-    ) -> Batches:
+    def batches(self, part: Any, augment: Augmentation, batch_size: int) -> Batches:
         """Batches of a part, or of everything (None), over all processes together."""
 
 
@@ -67,14 +73,13 @@ class Table:
     def record(self, weights: list[int], alpha: list[int]) -> dict[str, Any]:
         return {"weights": weights, "alpha": alpha}
 
-    def batches(
-        self, part: list[int] | None, config: ModelConfig, augment: str, seed: int, size: Size,
-        batch_size: int,
-    ) -> TableBatches:  # fmt: skip
-        examples = Examples(self.checked, config, augment, seed, size)
+    def batches(self, part: list[int] | None, augment: Augmentation, batch_size: int) -> TableBatches:
+        examples = Examples(self.checked, augment)
         indices = range(len(self.rows)) if part is None else part
         divided_evenly(batch_size, self.accelerator.num_processes)
-        return TableBatches(loader(examples, indices, seed, batch_size, self.workers), self.accelerator)
+        return TableBatches(
+            loader(examples, indices, augment.seed, batch_size, self.workers), self.accelerator
+        )
 
 
 class TableBatches:

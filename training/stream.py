@@ -20,7 +20,6 @@ import torch
 from huggingface_hub.errors import HTTPError
 from torch import Tensor
 
-from searchseg.config import ModelConfig
 from searchseg.task import Task, TaskError
 from training.presets import Size
 from training.rows import HOLD_OUT_SEED, Augmentation, divided_evenly, number, read_pair
@@ -141,12 +140,10 @@ class StreamedRows:
         """Picture and mask of every row of this process, once, in the order of the dataset."""
         return (pair for _, pair in self.pairs(self._stream()))
 
-    def batches(
-        self, part: Cut | None, config: ModelConfig, augment: str, seed: int, size: Size, batch_size: int
-    ) -> StreamBatches:
+    def batches(self, part: Cut | None, augment: Augmentation, batch_size: int) -> StreamBatches:
         """Batches of all rows, or of a part of them; `batch_size` is that of all processes together."""
         rows = self if part is None else self.only(part)
-        return StreamBatches(rows, Augmentation(config, augment, seed, size), seed, batch_size)
+        return StreamBatches(rows, augment, batch_size)
 
     def shuffled(self, seed: int, epoch: int) -> Any:
         """The rows of this process in an order of (seed, epoch): of the shards, and through a buffer."""
@@ -232,9 +229,9 @@ class StreamBatches:
     order is another.
     """
 
-    def __init__(self, rows: StreamedRows, augment: Augmentation, seed: int, batch_size: int) -> None:
+    def __init__(self, rows: StreamedRows, augment: Augmentation, batch_size: int) -> None:
         divided_evenly(batch_size, rows.processes)
-        self.rows, self.augment, self.seed = rows, augment, seed
+        self.rows, self.augment = rows, augment
         self.batch, self.steps = batch_size // rows.processes, max(1, len(rows) // batch_size)
         self.epoch = self.skip = 0
 
@@ -260,7 +257,7 @@ class StreamBatches:
         """Augmented rows, without end."""
         while True:
             position = None
-            for position, pair in self.rows.pairs(self.rows.shuffled(self.seed, epoch)):
+            for position, pair in self.rows.pairs(self.rows.shuffled(self.augment.seed, epoch)):
                 yield self.augment(pair, epoch, *position)
             if position is None:
                 raise TaskError(
