@@ -29,6 +29,7 @@ from page.uploads import (
 )
 from page.views import DISPLAYED_SIDE, quiet, view, warning
 from searchseg import ImageError, PretrainedError, Segmentation
+from searchseg.segmenter import png_options
 
 NOTHING_YET = quiet("The result appears here: colours over the picture, a slider, a cut-out.")
 MOST_FILES = 50  # in one request of "Several pictures"
@@ -173,7 +174,7 @@ def palette(result: Segmentation) -> Image.Image:
 def _pack(packed: zipfile.ZipFile, called: str, result: Segmentation) -> None:
     for what, picture in (("class-ids", result.mask_image()), ("cutout", result.cutout())):
         with packed.open(f"{called}-{what}.png", "w") as file:
-            picture.save(file, "PNG", compress_level=1)
+            picture.save(file, "PNG", **png_options(picture))
     packed.writestr(f"{called}.json", result.to_json())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from searchseg import Segmentation
+from searchseg.segmenter import png_options
 
 MOST_COLUMNS = 4  # of a table on a phone
 DISPLAYED_SIDE = 1600  # longest side on the page; more pixels than a screen shows only cost time
@@ -36,7 +37,7 @@ def picture_view(
     ids = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
     attributes = {
         "picture": _data(small, "JPEG", quality=88),
-        "mask": _data(ids, "PNG", compress_level=1),
+        "mask": _data(ids, "PNG", **png_options(ids)),
         "classes": json.dumps(classes),
         "keep": json.dumps(list(kept)),
         "mode": mode,

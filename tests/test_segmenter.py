@@ -16,7 +16,7 @@ from searchseg.baselines import UNet
 from searchseg.config import ModelConfig
 from searchseg.images import ImageError
 from searchseg.pretrained import build, save_pretrained
-from searchseg.segmenter import Segmentation, Segmenter, class_ids
+from searchseg.segmenter import Segmentation, Segmenter, class_ids, png_options
 
 CLASSES, COLORS = ("background", "cat", "dog"), ("#303030", "#ff8000", "#0080ff")
 SIZES = [(1, 1), (53, 37), (500, 1), (1, 500), (32, 24), (200, 3)]  # width, height
@@ -48,6 +48,18 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def test_a_mask_as_png_is_the_same_ids_in_fewer_bytes():
+    disc = np.add.outer(*(np.linspace(-1, 1, side) ** 2 for side in (600, 800)))
+    ids = Image.fromarray((disc * 4 // 1).astype(np.uint8))
+    coloured = ids.convert("P")
+    coloured.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    for picture in (ids, coloured, noise(300, 200)):
+        small = encoded(picture, **png_options(picture))
+        assert np.array_equal(Image.open(io.BytesIO(small)), picture)
+        if picture.mode != "RGB":
+            assert len(small) < min(len(encoded(picture)), len(encoded(picture, compress_level=1)))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from searchseg.images import read_image
-from searchseg.segmenter import BACKENDS, Segmentation, Segmenter, class_ids
+from searchseg.segmenter import BACKENDS, Segmentation, Segmenter, class_ids, png_options
 from training.benchmark_segment import SHIPPED, folders
 from training.files import write_atomically
 from training.options import machine
@@ -55,13 +55,13 @@ def photo(width: int, height: int, seed: int) -> bytes:
     blocks = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
     smooth = np.asarray(blocks.resize((width, height), Image.Resampling.BICUBIC), np.int16)
     noisy = np.clip(smooth + random.integers(-6, 7, smooth.shape, np.int16), 0, 255).astype(np.uint8)
-    return _encoded(Image.fromarray(noisy), "JPEG", quality=90)
-
-
-def _encoded(picture: Image.Image, kind: str = "PNG", **options: int) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    Image.fromarray(noisy).save(stream, "JPEG", quality=90)
     return stream.getvalue()
+
+
+def _png(picture: Image.Image) -> None:
+    picture.save(io.BytesIO(), "PNG", **png_options(picture))
 
 
 @torch.inference_mode()
@@ -81,11 +81,11 @@ def steps(segmenter: Segmenter, data: bytes) -> dict[str, float]:
     (scores,) = timed("network", lambda: segmenter._faster(batch))
     mask = timed("upsample", lambda: class_ids(scores, picture.height, picture.width))
     result = Segmentation(picture, mask, config.classes, config.colors, 0)
-    timed("mask PNG", lambda: _encoded(result.mask_image()))
+    timed("mask PNG", lambda: _png(result.mask_image()))
     overlay = timed("overlay", result.overlay)
-    timed("overlay PNG", lambda: _encoded(overlay, compress_level=1))
+    timed("overlay PNG", lambda: _png(overlay))
     cutout = timed("cutout", result.cutout)
-    timed("cutout PNG", lambda: _encoded(cutout, compress_level=1))
+    timed("cutout PNG", lambda: _png(cutout))
     return seconds
 
 
@@ -114,9 +114,10 @@ def _peak(args: argparse.Namespace, folder: Path, size: tuple[int, int]) -> dict
     """MB of a process that does nothing else: after `import torch`, and the peak from bytes to mask PNG."""
     script = (
         "import io, sys, torch\nfrom training.timing import peak_memory\nalone = peak_memory()\n"
-        "from searchseg.segmenter import Segmenter\n"
+        "from searchseg.segmenter import Segmenter, png_options\n"
         "result = Segmenter.from_pretrained(sys.argv[1], device='cpu', backend=sys.argv[2])(sys.argv[3])\n"
-        "result.mask_image().save(io.BytesIO(), 'PNG')\nprint(alone, peak_memory())"
+        "mask = result.mask_image()\nmask.save(io.BytesIO(), 'PNG', **png_options(mask))\n"
+        "print(alone, peak_memory())"
     )
     with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
         Path(file.name).write_bytes(photo(*size, seed=0))

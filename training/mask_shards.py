@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from searchseg.images import ImageError, read_image
-from searchseg.segmenter import Segmenter
+from searchseg.segmenter import Segmenter, png_options
 from searchseg.task import TaskError
 from training.dataset_folder import write_parquet
 from training.files import replace_whole
@@ -185,5 +185,6 @@ def _file(path: Path, folders: Sequence[Path]) -> bytes:
 
 def _png(mask: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(mask).save(file, "PNG")
+    picture = Image.fromarray(mask)
+    picture.save(file, "PNG", **png_options(picture))
     return file.getvalue()
