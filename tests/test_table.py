@@ -23,7 +23,8 @@ from training.bootstrap import miou, paired_bootstrap
 from training.evaluate import answers, evaluate_rows
 from training.files import read_lines
 from training.presets import PARTS, PRESETS, RECIPES, Preset, RetrainSettings, recipe_of
-from training.retrain import Training, _balance, recipe_of_run
+from training.retrain import Training, _balance
+from training.retrain_options import recipe_of_run
 from training.rows import CheckedRows, load_rows
 from training.source import share_of
 from training.systems import System

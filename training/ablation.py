@@ -32,7 +32,7 @@ from training.files import write_atomically
 from training.networks import genotype_of
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.presets import PARTS, recipe_of
-from training.retrain import add_training_options, retrain_settings
+from training.retrain_options import add_training_options, retrain_settings
 from training.runs import add_run_options, parse, perform, record_settings, recorded
 from training.systems import RESULT, System, run_system
 from training.table import SHIPPED, add_scoring_options, rows_of

@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
@@ -50,7 +49,7 @@ from searchseg.pretrained import (
     WEIGHTS,
     save_pretrained,
 )
-from searchseg.task import Task, TaskError
+from searchseg.task import Task
 from training.depthwise import as_before, learn_depthwise
 from training.evaluate import evaluate_rows
 from training.files import replace_files, write_atomically
@@ -58,11 +57,11 @@ from training.loop import CHECKPOINT, SAVE_SECONDS, Loop, NotFinite, finite
 from training.networks import baseline, begun_with, genotype_of, searchnet
 from training.options import Manual, add_data_options, data_of, dataset_name, picture_size, task_of
 from training.pictures import draw_curves
-from training.presets import PRESETS, RECIPES, Memory, Recipe, RetrainSettings, height_width
+from training.presets import RECIPES, Memory, Recipe, RetrainSettings, height_width
 from training.pseudo import with_pseudo_masks
+from training.retrain_options import add_training_options, crop_of, recipe_of_run, retrain_settings
 from training.rows import Augmentation
 from training.runs import (
-    SETTINGS,
     add_memory_options,
     add_process_options,
     add_run_options,
@@ -328,50 +327,6 @@ def _size(settings: RetrainSettings, recipe: Recipe, epoch: int) -> tuple[int, i
     return smaller[0], smaller[1]
 
 
-def add_training_options(parser: argparse.ArgumentParser, recipe: bool = True) -> Any:
-    """--recipe, --size and --batch-size; returns their group."""
-    group = parser.add_argument_group("training")
-    if recipe:
-        group.add_argument("--recipe", choices=tuple(RECIPES), default="strong", help="how to train")
-    wanted = "side of square pictures, or HEIGHTxWIDTH, instead of the preset's, pixels"
-    group.add_argument("--size", type=picture_size, help=wanted)
-    group.add_argument("--batch-size", type=int, help="of all processes together, instead of the preset's")
-    return group
-
-
-def _crop(args: argparse.Namespace, recipe: Recipe, settings: RetrainSettings) -> tuple[int, int] | None:
-    """What --crop says; TaskError where it does not fit."""
-    if args.crop is None:
-        return None
-    height, width = height_width(args.crop)
-    if recipe.augment != "strong":
-        raise TaskError(f"--crop goes with --recipe strong: {args.recipe} shows whole pictures")
-    if height > settings.shape[0] or width > settings.shape[1]:
-        whole = "x".join(map(str, settings.shape))
-        raise TaskError(f"--crop {height}x{width} is larger than the picture, {whole}")
-    return height, width
-
-
-def recipe_of_run(args: argparse.Namespace, lr: float | None = None) -> Recipe:
-    """The recipe that --recipe names, at another rate where `lr` is given; of a run that is continued the one
-    that it began with."""
-    recipe, path = RECIPES[args.recipe], args.out / SETTINGS
-    recipe = dataclasses.replace(recipe, lr=lr or recipe.lr)
-    if not args.resume or not path.is_file():
-        return recipe
-    kept = json.loads(path.read_text()).get("recipe")  # runs before it was on record did not balance classes
-    return Recipe(**{"balance": False, **kept}) if kept else dataclasses.replace(recipe, balance=False)
-
-
-def retrain_settings(args: argparse.Namespace) -> RetrainSettings:
-    """Those of the preset, with what the options change."""
-    size = None if args.size is None else args.size if isinstance(args.size, int) else tuple(args.size)
-    given = {"epochs": args.epochs, "size": size, "batch_size": args.batch_size}
-    if args.batch_size is not None and args.batch_size < 1:
-        raise TaskError(f"--batch-size must be at least 1, got {args.batch_size}")
-    return dataclasses.replace(PRESETS[args.preset].retrain, **{k: v for k, v in given.items() if v})
-
-
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m training.retrain", description=__doc__, formatter_class=Manual)
     what = top.add_argument_group("network").add_mutually_exclusive_group()
@@ -438,7 +393,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         model = searchnet(found, settings, task)
     else:
         model = baseline(args.architecture, settings, task, args.encoder, bool(args.encoder_weights))
-    settings = dataclasses.replace(settings, crop=_crop(args, recipe, settings))
+    settings = dataclasses.replace(settings, crop=crop_of(args, recipe, settings))
     stated = dataclasses.asdict(settings)
     if args.finetune:  # its widths are those of the model
         stated = {name: stated[name] for name in ("size", "crop", "epochs", "batch_size")}

@@ -34,7 +34,7 @@ from searchseg.task import Task, TaskError
 from training.files import write_atomically
 from training.networks import genotype_of
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
-from training.retrain import add_training_options, recipe_of_run, retrain_settings
+from training.retrain_options import add_training_options, recipe_of_run, retrain_settings
 from training.rows import CheckedRows, hold_out, load_rows
 from training.runs import SETTINGS, add_run_options, parse, perform, record_settings, recorded
 from training.source import Table
