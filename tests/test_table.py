@@ -280,6 +280,7 @@ def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
     assert all(f"| {label} |" in text for label, _ in rows) and text.count(" [") == len(rows) - 1
     assert from_pretrained(out / "0-seed0").config.image_size == (32, 48)
     assert "seeds held fixed" in text
+    assert not (out / "genotype.json").exists(), "a UNet has none"
     before = (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns
     assert ablation.main(["--resume", str(out)]) == 0
     assert (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns == before, "trained twice"

@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     rows = rows_of(args, task, settings.shape, accelerator)
     planned = steps(len(task.classes))
     record_settings(args, accelerator, command, settings=dataclasses.asdict(settings), rows=dict(planned))
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and system.architecture == "searchnet":
         write_atomically(kept, genotype.to_json())
     began = recorded(args.out, accelerator)
     if began.get("rows") != dict(planned):
