@@ -151,6 +151,14 @@ def _scores(metrics: dict[str, Any]) -> str:
     return "\n".join(["| measure | value |", "|---|---|", *rows]) + "\n\n" + how
 
 
+def _seen(settings: dict[str, Any]) -> str:
+    """What a training sees of a picture."""
+    whole = f"{_side(settings['size'])} px"
+    return (
+        f"crops of {_side(settings['crop'])} px from pictures of {whole}" if settings.get("crop") else whole
+    )
+
+
 def _training(training: dict[str, Any]) -> str:
     if "recipe" not in training:
         return "Not on record."
@@ -159,7 +167,7 @@ def _training(training: dict[str, Any]) -> str:
         f"rows: {training['dataset']}, split {options['split']}, {training['rows']} rows",
         f"recipe {options['recipe']}: {readable(recipe)}",
         f"{training['epochs_done']} epochs, batch {training['settings']['batch_size']}, "
-        f"{_side(training['settings']['size'])} px, seed {options['seed']}, "
+        f"{_seen(training['settings'])}, seed {options['seed']}, "
         f"{training['processes']} processes",
         f"{training['minutes']} minutes on {_machine(training['machine'])}",
         f"weights of the epoch with the best mIoU on {training['chosen_on']}"

@@ -172,8 +172,9 @@ class Segmenter:
 def png_options(picture: Image.Image) -> dict[str, int]:
     """How `picture.save` makes a PNG of it fast.
 
-    Class ids (modes L and P) are runs of equal values: run lengths alone take 0.6 of the time of Pillow's
-    default, and fewer bytes. Photos take 0.4 of it, and 12 % more bytes.
+    Class ids (modes L and P) are runs of equal values: run lengths alone take 0.6 to 0.7 of the time of
+    Pillow's default and fewer bytes, unless regions repeat in a pattern. Photos take 0.4 of it, and 12 % more
+    bytes.
     """
     return {"compress_type": zlib.Z_RLE} if picture.mode in ("L", "P") else {"compress_level": 1}
 

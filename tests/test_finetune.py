@@ -24,7 +24,6 @@ from training import retrain
 from training.checkpoint import save_checkpoint
 from training.networks import baseline, begun_with, searchnet
 from training.presets import RECIPES, RetrainSettings
-from training.rows import Augmentation
 
 pytest_plugins = ["hub_fixture"]
 SMALL = RetrainSettings((2, 4, 4, 4), 2, (2, 2, 2, 4), 32, 1, 4)
@@ -90,30 +89,6 @@ def test_no_model_is_one_sentence(tmp_path, data, capsys):  # noqa: F811
     ):
         with pytest.raises(SystemExit):
             retrain.main(command(data, tmp_path / "new", "--finetune", str(tmp_path), *words))
-        assert told in capsys.readouterr().err
-
-
-def test_crops_of_large_pictures_train_a_network_for_the_whole_ones(data, tmp_path, monkeypatch, capsys):  # noqa: F811
-    seen = []
-
-    class Spy(Augmentation):
-        def __init__(self, *args):
-            super().__init__(*args)
-            seen.append(args[3:])
-
-    monkeypatch.setattr(retrain, "Augmentation", Spy)
-    words = ["--architecture", "unet", "--epochs", "2", "--size", "64x96"]
-    assert retrain.main(command(data, tmp_path / "run", *words, "--crop", "32x48")) == 0
-    assert seen == [((32, 32), 0.25), ((32, 48), 0.25)]  # the first half of the epochs smaller, as ever
-    assert searchseg.from_pretrained(tmp_path / "run").config.image_size == (64, 96)
-    record = json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]
-    assert record["size"] == [64, 96] and record["crop"] == [32, 48]
-    capsys.readouterr()
-    for more, told in (
-        (["--crop", "65x96"], "--crop 65x96 is larger than the picture, 64x96"),
-        (["--crop", "32", "--recipe", "paper"], "--crop goes with --recipe strong"),
-    ):
-        assert retrain.main(command(data, tmp_path / more[1], *words, *more)) == 1
         assert told in capsys.readouterr().err
 
 

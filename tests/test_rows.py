@@ -17,7 +17,16 @@ from PIL import Image, ImageDraw
 from searchseg.config import ModelConfig
 from searchseg.task import IGNORE, TaskError, custom, pet
 from training import rows as rows_module
-from training.rows import Augmentation, CheckedRows, EpochSampler, Examples, halves, load_rows, loader
+from training.rows import (
+    Augmentation,
+    CheckedRows,
+    EpochSampler,
+    Examples,
+    augmentation,
+    halves,
+    load_rows,
+    loader,
+)
 
 SIZE = 32
 TASK = custom(["dark", "bright"], ignore_value=9)
@@ -283,17 +292,24 @@ def test_crops_show_their_share_of_a_picture(share):
         [{"image": Image.merge("RGB", [Image.fromarray(ramp)] * 3), "mask": Image.new("L", (200, 200))}]
     )
     rows = CheckedRows(across, TASK, None, "rows", quiet=True)
-    augmentation = Augmentation(CONFIG, "strong", 0, SIZE, share)
-    augmentation.transform.transforms = augmentation.transform.transforms[:1]  # the colours tell the place
+    augment = Augmentation(CONFIG, "strong", 0, SIZE, share)
+    augment.transform.transforms = augment.transform.transforms[:1]  # the colours tell the place
     std = CONFIG.image_std[0]
     widths = []
     for epoch in range(80):
-        picture, mask = augmentation(rows[0], epoch, 0)
+        picture, mask = augment(rows[0], epoch, 0)
         assert picture.shape == (3, SIZE, SIZE) and mask.shape == (SIZE, SIZE)
         columns = picture[0, 0] * std * 255
         widths.append((columns.max() - columns.min()).item() * SIZE / (SIZE - 1))
     least, most = (0.4 * share * 0.75) ** 0.5 * 200, min(1.0, (2 * share * 1.34) ** 0.5) * 200
     assert least - 2 < min(widths) < 1.25 * least and 0.85 * most < max(widths) < most + 4
+
+
+def test_without_a_crop_the_recipe_is_what_it_always_was():
+    crop, *_ = augmentation("strong", (30, 40)).transforms
+    assert tuple(crop.scale) == (0.4, 1.0) and tuple(crop.size) == (30, 40)
+    with pytest.raises(ValueError, match="shows whole pictures"):
+        augmentation("none", 32, 0.5)
 
 
 @pytest.mark.parametrize("size", [None, 24])

@@ -54,10 +54,13 @@ def test_a_mask_as_png_is_the_same_ids_in_fewer_bytes():
     ids = Image.fromarray(np.array(noise(800, 600).convert("L")) // 64)
     coloured = ids.convert("P")
     coloured.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
-    for picture in (ids, coloured, noise(300, 200)):
+    photo = noise(300, 200)
+    for picture in (ids, coloured, photo, photo.convert("RGBA")):
         small = encoded(picture, **png_options(picture))
         assert np.array_equal(Image.open(io.BytesIO(small)), picture)
-        if picture.mode != "RGB":
+        if picture.mode.startswith("RGB"):
+            assert small == encoded(picture, compress_level=1) != encoded(picture)
+        else:
             assert len(small) < min(len(encoded(picture)), len(encoded(picture, compress_level=1)))
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+import searchseg
 from searchseg.baselines import UNet
 from searchseg.pretrained import save_pretrained
-from searchseg.task import IGNORE, custom
+from searchseg.task import IGNORE, camvid, custom
 from training import sheet
 from training.networks import baseline
 from training.presets import RetrainSettings
@@ -60,15 +61,28 @@ def test_the_worst_rows_are_those_with_the_smallest_boxes(data, model, tmp_path)
     assert wanted == pytest.approx([width / 80 for width in WIDTHS])
     assert record["miou"] == pytest.approx(wanted, abs=1e-4)
     assert str(tmp_path.parent) not in json.dumps(record)
-    sample, worst, scores = sheet.look(str(model), rows, TASK, "cpu", 5, 3)
-    assert [case.row for case in worst] == [5, 1, 3]
-    assert len({case.row for case in sample}) == 5 and scores == pytest.approx(wanted)
-    for case in [*sample, *worst]:
-        assert np.array_equal(case.picture, rows[case.row][0].permute(1, 2, 0))
-        assert np.array_equal(case.truth, rows[case.row][1]) and (case.prediction == 1).all()
-    for name, cases in (("sample", sample), ("worst", worst)):
+    sample, worst = sheet.chosen_rows(record["miou"], 5, 3, seed=0)
+    assert record["sample"] == sample and record["worst"] == worst == [5, 1, 3]
+    assert record["fingerprint"] == searchseg.Segmenter.from_pretrained(model).fingerprint
+    net = searchseg.from_pretrained(model)
+    for name in ("sample", "worst"):
+        cases = sheet.cases_of(net, rows, TASK, "cpu", wanted, record[name])
+        for case, row in zip(cases, record[name], strict=True):
+            assert case.row == row and case.miou == wanted[row]
+            assert np.array_equal(case.picture, rows[row][0].permute(1, 2, 0))
+            assert np.array_equal(case.truth, rows[row][1]) and (case.prediction == 1).all()
         shown = Image.open(io.BytesIO((out / f"{name}.png").read_bytes()))
         assert np.array_equal(shown, sheet.draw(cases, TASK, 3))
+    assert sheet.main([str(model), *words, "--pictures", "0"]) == 0
+    assert not (out / "sample.png").exists(), "a sheet of an earlier call stays"
+
+
+def test_rows_are_drawn_by_chance_and_seed():
+    draws = [sheet.chosen_rows([0.5] * 60, 20, 0, seed)[0] for seed in range(5)]
+    assert all(len(set(rows)) == 20 and rows == sorted(rows) for rows in draws)
+    assert len({tuple(rows) for rows in draws}) == 5 and max(draws[0]) > 40
+    assert sheet.chosen_rows([0.5] * 60, 20, 0, 3)[0] == draws[3]
+    assert sheet.chosen_rows([0.5] * 3, 20, 9, 0) == ([0, 1, 2], [0, 1, 2])
 
 
 def test_every_case_stands_under_its_own_masks():
@@ -90,19 +104,36 @@ def test_every_case_stands_under_its_own_masks():
 def test_a_row_without_a_pixel_that_counts_is_never_the_worst(model):
     picture = torch.zeros(3, 24, 32, dtype=torch.uint8)
     rows = [(picture, torch.full((24, 32), value, dtype=torch.uint8)) for value in (IGNORE, 1, 0)]
-    sample, worst, scores = sheet.look(str(model), rows, TASK, "cpu", 3, 3)
-    assert [case.row for case in worst] == [2, 1] and [case.row for case in sample] == [0, 1, 2]
+    scores = sheet.scores_of(searchseg.from_pretrained(model), rows, TASK, "cpu")
     assert np.isnan(scores[0]) and scores[1:] == [1.0, 0.0]
+    assert sheet.chosen_rows(scores, 3, 3, 0) == ([0, 1, 2], [2, 1])
+
+
+@pytest.mark.parametrize("size", [(1, 500), (900, 1), (20, 30)])
+def test_a_picture_of_any_shape_has_its_place(size):
+    masks = np.ones((2, size[1], size[0]), np.uint8)
+    drawn = sheet.draw([sheet.Case(0, Image.new("RGB", size), *masks, 1.0)], TASK, 1)
+    assert drawn.width == 3 * (sheet.SIDE + sheet.GAP) + sheet.GAP
+
+
+def test_every_class_stands_in_the_legend():
+    task = camvid()
+    case = sheet.Case(0, Image.new("RGB", (20, 10), "white"), *np.full((2, 10, 20), IGNORE, np.uint8), 0.5)
+    narrow = np.array(sheet.draw([case], task, 1))
+    for color in task.colors:
+        wanted = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+        assert (narrow == wanted).all(-1).sum() >= (sheet.LINE - sheet.GAP) ** 2, color
 
 
 def test_what_does_not_fit_is_one_sentence(data, model, tmp_path, capsys):
     words = ["--data", str(data), "--split", "train", "--out", str(tmp_path / "out"), "--device", "cpu"]
     for more, told in (
-        ([str(model), "--task", "custom", "--classes", "a,b"], "the model knows ('ground', 'box')"),
+        ([str(model), "--task", "custom", "--classes", "a,b"], "knows ('ground', 'box')"),
         ([str(tmp_path), *COMMON], "config.json"),
     ):
         assert sheet.main([*more, *words]) == 1
         assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
-    for more in (["--worst", "-1"], ["--columns", "0"]):
+    (tmp_path / "file").write_text("")
+    for more in (["--worst", "-1"], ["--columns", "0"], ["--out", str(tmp_path / "file")]):
         with pytest.raises(SystemExit):
             sheet.main([str(model), *COMMON, *words, *more])

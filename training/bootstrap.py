@@ -71,7 +71,7 @@ def paired_bootstrap(one: np.ndarray, other: np.ndarray, seed: int = 0, draws: i
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Score both models of the options and draw; returns what --json keeps. TaskError, PretrainedError."""
     from searchseg.pretrained import from_pretrained
-    from searchseg.task import TaskError
+    from training.evaluate import check_classes
     from training.options import data_of, dataset_name, task_of
     from training.rows import CheckedRows, load_rows
     from training.table_scores import picture_counts  # which needs this module
@@ -80,8 +80,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     data, revision = data_of(args, task)
     models = [from_pretrained(source, device=args.device) for source in (args.one, args.other)]
     for source, model in zip((args.one, args.other), models, strict=True):
-        if model.config.classes != task.classes:
-            raise TaskError(f"{source} knows {model.config.classes}, task {task.name} has {task.classes}")
+        check_classes(model, task, source)
     rows = CheckedRows(load_rows(data, args.split, revision, task), task, None, "rows")
     counts = [picture_counts(model, rows, task, args.device)[0][None] for model in models]
     names = [Path(source).name if Path(source).exists() else source for source in (args.one, args.other)]

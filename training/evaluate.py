@@ -135,6 +135,13 @@ def _of_all_processes(values: list[float]) -> list[float]:
     return [value for part in lists for value in part]
 
 
+def check_classes(model: nn.Module, task: Task, name: str) -> None:
+    """TaskError unless a model, called `name`, knows the classes of a task."""
+    config: ModelConfig = model.config  # type: ignore[assignment]
+    if config.classes != task.classes:
+        raise TaskError(f"{name} knows {config.classes}, task {task.name} has {task.classes}")
+
+
 def metrics_document(
     model: nn.Module, task: Task, scores: Evaluation, flipped: Evaluation | None, rows: int,
     args: argparse.Namespace, data: str, revision: str | None, command: str,
@@ -216,8 +223,7 @@ def _main(argv: list[str] | None) -> int:
         task = task_of(args)
         data, revision = data_of(args, task)
         model = from_pretrained(args.folder, device=args.device)
-        if model.config.classes != task.classes:
-            raise TaskError(f"the model knows {model.config.classes}, task {task.name} has {task.classes}")
+        check_classes(model, task, "the model")
         rows = read_rows(args, data, revision, task, process, processes)
         pairs = scored_rows(rows, task, "rows", quiet=not main_process)
         scores = evaluate_rows(model, pairs, task, args.device, quiet=not main_process)

@@ -9,6 +9,7 @@ from typing import Any
 from searchseg.network import UShapeConfig
 
 Size = int | tuple[int, int]  # side of a square picture, or (height, width), pixels
+MOST_STRETCH = 1.5  # of a crop's width to its height, against the picture's
 
 
 def height_width(size: Size) -> tuple[int, int]:
@@ -82,14 +83,26 @@ class RetrainSettings:
     batch_size: int  # of all processes together
     crop: Size | None = None  # what is seen of a picture of `size` in training; None for all of it
 
+    def __post_init__(self) -> None:
+        height, width = height_width(self.crop or self.size)
+        if height > self.shape[0] or width > self.shape[1]:
+            whole = "x".join(map(str, self.shape))
+            raise ValueError(f"a crop of {height}x{width} is larger than the picture, {whole}")
+        stretch = width * self.shape[0] / (height * self.shape[1])
+        if not 1 / MOST_STRETCH <= stretch <= MOST_STRETCH:
+            raise ValueError(
+                f"a crop of {height}x{width} has other proportions than the picture: wide ones do not fit "
+                "into it at every scale"
+            )
+
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the input."""
         return height_width(self.size)
 
     @property
-    def share(self) -> float:
-        """Share of the area of the input that `crop` has."""
+    def crop_share(self) -> float:
+        """Share of the area of the input that `crop` has, 1 without one."""
         return math.prod(height_width(self.crop or self.size)) / math.prod(self.shape)
 
 

@@ -59,7 +59,7 @@ from training.options import Manual, add_data_options, data_of, dataset_name, pi
 from training.pictures import draw_curves
 from training.presets import RECIPES, Memory, Recipe, RetrainSettings, height_width
 from training.pseudo import with_pseudo_masks
-from training.retrain_options import add_training_options, crop_of, recipe_of_run, retrain_settings
+from training.retrain_options import add_training_options, cropped, recipe_of_run, retrain_settings
 from training.rows import Augmentation
 from training.runs import (
     add_memory_options,
@@ -218,7 +218,7 @@ class Retraining:
         size = _size(self.settings, self.recipe, epoch)
         if size not in self.loaders:
             recipe, settings = self.recipe, self.settings
-            augment = Augmentation(self.config, recipe.augment, self.seed, size, settings.share)
+            augment = Augmentation(self.config, recipe.augment, self.seed, size, settings.crop_share)
             self.loaders[size] = self.source.batches(None, augment, settings.batch_size)
         self.loaded = self.loaders[size]
         self.loaded.epoch = epoch
@@ -318,8 +318,8 @@ def _balance(recipe: Recipe, pixels: Any, classes: int) -> torch.Tensor | None:
 
 
 def _size(settings: RetrainSettings, recipe: Recipe, epoch: int) -> tuple[int, int]:
-    """Height and width of the examples of an epoch: small first where the recipe says so, in multiples of
-    16."""
+    """Height and width of the examples of an epoch, pictures or crops of them: small first where the recipe
+    says so, in multiples of 16."""
     height, width = height_width(settings.crop or settings.size)
     if epoch >= recipe.small_until * settings.epochs:
         return height, width
@@ -350,7 +350,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--crop", type=picture_size, metavar="HEIGHTxWIDTH",
         help="learn from parts of this size of pictures of --size, which --recipe strong cuts out at random: "
-        "the scale of large pictures at the cost of small ones",
+        "the scale of large pictures at the cost a step of small ones. Its proportions are near the "
+        "picture's; a picture shows one part an epoch, so give more epochs",
     )  # fmt: skip
     group.add_argument(
         "--lr", type=float, help="instead of the recipe's rate, of which --finetune takes a quarter"
@@ -393,7 +394,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         model = searchnet(found, settings, task)
     else:
         model = baseline(args.architecture, settings, task, args.encoder, bool(args.encoder_weights))
-    settings = dataclasses.replace(settings, crop=crop_of(args, recipe, settings))
+    settings = cropped(settings, args.crop, recipe)
     stated = dataclasses.asdict(settings)
     if args.finetune:  # its widths are those of the model
         stated = {name: stated[name] for name in ("size", "crop", "epochs", "batch_size")}

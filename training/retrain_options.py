@@ -9,7 +9,7 @@ from typing import Any
 
 from searchseg.task import TaskError
 from training.options import picture_size
-from training.presets import PRESETS, RECIPES, Recipe, RetrainSettings, height_width
+from training.presets import PRESETS, RECIPES, Recipe, RetrainSettings, Size, height_width
 from training.runs import SETTINGS
 
 
@@ -24,17 +24,16 @@ def add_training_options(parser: argparse.ArgumentParser, recipe: bool = True) -
     return group
 
 
-def crop_of(args: argparse.Namespace, recipe: Recipe, settings: RetrainSettings) -> tuple[int, int] | None:
-    """What --crop says; TaskError where it does not fit."""
-    if args.crop is None:
-        return None
-    height, width = height_width(args.crop)
+def cropped(settings: RetrainSettings, crop: Size | None, recipe: Recipe) -> RetrainSettings:
+    """The settings with what --crop says; TaskError where it does not fit."""
+    if crop is None:
+        return settings
     if recipe.augment != "strong":
-        raise TaskError(f"--crop goes with --recipe strong: {args.recipe} shows whole pictures")
-    if height > settings.shape[0] or width > settings.shape[1]:
-        whole = "x".join(map(str, settings.shape))
-        raise TaskError(f"--crop {height}x{width} is larger than the picture, {whole}")
-    return height, width
+        raise TaskError("--crop goes with --recipe strong: the other one shows whole pictures")
+    try:
+        return dataclasses.replace(settings, crop=height_width(crop))
+    except ValueError as error:
+        raise TaskError(f"--crop: {error}") from error
 
 
 def recipe_of_run(args: argparse.Namespace, lr: float | None = None) -> Recipe:

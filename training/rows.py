@@ -137,22 +137,23 @@ def halves(rows: Any, seed: int) -> tuple[list[int], list[int]]:
     return sorted(order[0::2].tolist()), sorted(order[1::2].tolist())
 
 
-def augmentation(name: str, size: Size, share: float = 1.0) -> v2.Transform:
+def augmentation(name: str, size: Size, crop_share: float = 1.0) -> v2.Transform:
     """Joint transform of picture and mask to `size`: "none" resizes, "strong" also crops, flips and
     colours.
 
-    `share` is the share of a picture's area that `size` shows of it without magnifying; crops have 0.4 to 2
-    times that.
+    Crops have 0.4 to 2 times `crop_share` of a picture's area, at most all of it. ValueError for "none" and
+    less than all.
     """
     height, width = height_width(size)
     if name == "none":
+        if crop_share != 1:
+            raise ValueError(f'augmentation "none" shows whole pictures, not {crop_share:.2f} of them')
         return v2.Resize((height, width), antialias=True)
+    scale = (0.4 * crop_share, min(1.0, 2 * crop_share))
     ratio = (0.75 * width / height, 1.33 * width / height)
     return v2.Compose(
         [
-            v2.RandomResizedCrop(
-                (height, width), scale=(0.4 * share, min(1.0, 2 * share)), ratio=ratio, antialias=True
-            ),
+            v2.RandomResizedCrop((height, width), scale=scale, ratio=ratio, antialias=True),
             v2.RandomHorizontalFlip(),
             v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.3)], p=0.8),
             v2.RandomGrayscale(0.05),
@@ -166,8 +167,10 @@ class Augmentation:
     What happens to a pair depends on (seed, epoch, position) alone, not on workers, processes or order.
     """
 
-    def __init__(self, config: ModelConfig, name: str, seed: int, size: Size, share: float = 1.0) -> None:
-        self.config, self.seed, self.transform = config, seed, augmentation(name, size, share)
+    def __init__(
+        self, config: ModelConfig, name: str, seed: int, size: Size, crop_share: float = 1.0
+    ) -> None:
+        self.config, self.seed, self.transform = config, seed, augmentation(name, size, crop_share)
 
     def __call__(self, pair: tuple[Tensor, Tensor], epoch: int, *position: int) -> tuple[Tensor, Tensor]:
         image, mask = pair

@@ -7,7 +7,7 @@ stay uncoloured in both.
 example:
   python -m training.sheet hub/models/searchnet-pet --data ../shared/data/pet --out sheets
 
-what it writes to --out: sample.png, worst.png, and scores.json with the mIoU of every row.
+what it writes to --out: sample.png, worst.png, and scores.json with the rows shown and the mIoU of every row.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tqdm import tqdm
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
-from searchseg.metric import ConfusionMatrix
-from searchseg.pretrained import PretrainedError, from_pretrained
+from searchseg.pretrained import PretrainedError, fingerprint, from_pretrained
 from searchseg.task import IGNORE, Task, TaskError
 from training.bootstrap import miou
-from training.evaluate import answers
+from training.evaluate import answers, check_classes
 from training.files import write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.rows import CheckedRows, load_rows
+from training.table_figures import palette
+from training.table_scores import picture_counts
 
 SIDE, GAP, LINE = 200, 6, 18  # pixels: of a picture at most, between pictures, of a line of text
 OPACITY = 0.6
@@ -51,9 +54,7 @@ class Case:
 
 def coloured(picture: Image.Image, mask: np.ndarray, task: Task) -> Image.Image:
     """The picture under the colours of a mask; ignored pixels as they are."""
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(task.colors)] = [[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in task.colors]
-    shown = Image.blend(picture, Image.fromarray(palette[mask]), OPACITY)
+    shown = Image.blend(picture, Image.fromarray(palette(task)[mask]), OPACITY)
     shown.paste(picture, mask=Image.fromarray((mask == IGNORE).astype(np.uint8) * 255))
     return shown
 
@@ -61,57 +62,71 @@ def coloured(picture: Image.Image, mask: np.ndarray, task: Task) -> Image.Image:
 def draw(cases: Sequence[Case], task: Task, columns: int) -> Image.Image:
     """The sheet of some cases, in their order, `columns` of them in a line."""
     width, height = 3 * (SIDE + GAP) + GAP, SIDE + LINE + GAP
-    lines = -(-len(cases) // columns)
-    sheet = Image.new("RGB", (columns * width, LINE + GAP + lines * height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    at = GAP
-    for name, color in zip(task.classes, task.colors, strict=True):
-        pen.rectangle((at, GAP, at + LINE - GAP, LINE), fill=color)
-        pen.text((at + LINE, GAP - 2), name, "black", font)
-        at += LINE + round(pen.textlength(name, font)) + 2 * GAP
-    for place, case in enumerate(cases):
-        left, top = place % columns * width + GAP, LINE + GAP + place // columns * height
+    font = ImageFont.load_default(12)
+    names = list(zip(task.classes, task.colors, strict=True))
+    places, under = _legend(
+        [LINE + round(font.getlength(name)) + 2 * GAP for name in task.classes], columns * width
+    )
+    sheet = Image.new("RGB", (columns * width, under + -(-len(cases) // columns) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for (name, color), (left, top) in zip(names, places, strict=True):
+        pen.rectangle((left, top, left + LINE - GAP, top + LINE - GAP), fill=color)
+        pen.text((left + LINE, top - 2), name, "black", font)
+    for number, case in enumerate(cases):
+        left, top = number % columns * width + GAP, under + number // columns * height
         pen.text((left, top), f"row {case.row}   mIoU {case.miou:.3f}   picture, truth, model", "black", font)
-        masks = [coloured(case.picture, mask, task) for mask in (case.truth, _hidden(case))]
-        for number, picture in enumerate((case.picture, *masks)):
-            small = ImageOps.contain(picture, (SIDE, SIDE))
-            sheet.paste(small, (left + number * (SIDE + GAP), top + LINE))
+        for place, picture in enumerate(_tiles(case, task)):
+            sheet.paste(picture, (left + place * (SIDE + GAP), top + LINE))
     return sheet
 
 
-def _hidden(case: Case) -> np.ndarray:
-    """The model's mask without the pixels that no score counts."""
-    return np.where(case.truth == IGNORE, np.uint8(IGNORE), case.prediction)
+def _legend(widths: Sequence[int], width: int) -> tuple[list[tuple[int, int]], int]:
+    """Where entries of these widths go on a sheet, and where it goes on below them."""
+    places, left, top = [], GAP, GAP
+    for entry in widths:
+        if left + entry > width and left > GAP:
+            left, top = GAP, top + LINE
+        places.append((left, top))
+        left += entry
+    return places, top + LINE
 
 
-def look(
-    source: str, rows: CheckedRows, task: Task, device: str, pictures: int, worst: int, seed: int = 0
-) -> tuple[list[Case], list[Case], list[float]]:
-    """Cases drawn by chance in the order of the rows, the worst ones from the worst on, and all mIoUs.
+def _tiles(case: Case, task: Task) -> Iterator[Image.Image]:
+    """The picture as it is and under both masks, small; what no score counts is left out of the model's."""
+    counted = np.where(case.truth == IGNORE, np.uint8(IGNORE), case.prediction)
+    scale = min(1.0, SIDE / max(case.picture.size))
+    size = max(1, round(case.picture.width * scale)), max(1, round(case.picture.height * scale))
+    for picture in (case.picture, *(coloured(case.picture, mask, task) for mask in (case.truth, counted))):
+        yield picture.resize(size, Image.Resampling.LANCZOS)
 
-    Raises PretrainedError, TaskError for a model of other classes.
-    """
-    model = from_pretrained(source, device=device)
-    if model.config.classes != task.classes:
-        raise TaskError(f"the model knows {model.config.classes}, task {task.name} has {task.classes}")
+
+def scores_of(model: nn.Module, rows: CheckedRows, task: Task, device: str) -> list[float]:
+    """mIoU of every row by itself; NaN where every pixel is ignored."""
+    counts, _, _ = picture_counts(model, rows, task, device)
+    return [float(miou(own)) if own.any() else math.nan for own in counts]
+
+
+def cases_of(
+    model: nn.Module,
+    rows: CheckedRows,
+    task: Task,
+    device: str,
+    scores: Sequence[float],
+    chosen: Sequence[int],
+) -> list[Case]:
+    """The rows `chosen` with the model's masks."""
+    pairs = [rows[row] for row in chosen]
+    pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels, _ in pairs]
+    found = zip(chosen, pictures, answers(model, pairs, device), strict=True)
+    return [Case(row, image, said.truth, said.prediction, scores[row]) for row, image, said in found]
+
+
+def chosen_rows(scores: Sequence[float], pictures: int, worst: int, seed: int) -> tuple[list[int], list[int]]:
+    """Rows drawn by chance, in order, and the worst of those that have a score, from the worst on."""
     random = np.random.default_rng(seed)
-    drawn = set(random.choice(len(rows), min(pictures, len(rows)), replace=False).tolist())
-    sample: list[Case] = []
-    last: list[Case] = []  # the worst so far
-    scores: list[float] = []
-    shown = tqdm(answers(model, rows, device), desc="segment", unit="picture", total=len(rows))
-    for row, answer in enumerate(shown):
-        confusion = ConfusionMatrix(len(task.classes))
-        confusion.update(torch.from_numpy(answer.prediction), torch.from_numpy(answer.truth))
-        score = float("nan") if answer.dice_loss is None else float(miou(confusion.counts().numpy()))
-        scores.append(score)
-        picture = Image.fromarray(rows[row][0].permute(1, 2, 0).numpy())
-        case = Case(row, picture, answer.truth, answer.prediction, score)
-        if row in drawn:
-            sample.append(case)
-        if worst and score == score:
-            last = sorted([*last, case], key=lambda other: other.miou)[:worst]
-    return sample, last, scores
+    drawn = random.choice(len(scores), min(pictures, len(scores)), replace=False)
+    order = sorted((row for row, score in enumerate(scores) if not math.isnan(score)), key=scores.__getitem__)
+    return sorted(drawn.tolist()), order[:worst]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -128,25 +143,35 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.pictures, args.worst) < 0 or args.columns < 1:
         parser.error("--pictures and --worst are 0 or more, --columns is 1 or more")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"{args.out} is a file: choose another --out")
     try:
         task = task_of(args)
         data, revision = data_of(args, task)
+        model = from_pretrained(args.model, device=args.device)
+        check_classes(model, task, args.model)
         rows = CheckedRows(load_rows(data, args.split, revision, task), task, None, "rows")
-        sample, worst, scores = look(
-            args.model, rows, task, args.device, args.pictures, args.worst, args.seed
-        )
+        scores = scores_of(model, rows, task, args.device)
     except (TaskError, PretrainedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for name, cases in (("sample", sample), ("worst", worst)):
-        if cases:
+    record: dict[str, Any] = {
+        "model": dataset_name(args.model), "fingerprint": fingerprint(model), "task": task.name,
+        "dataset": dataset_name(data), "revision": revision, "split": args.split, "seed": args.seed,
+    }  # fmt: skip
+    sheets = zip(("sample", "worst"), chosen_rows(scores, args.pictures, args.worst, args.seed), strict=True)
+    for name, chosen in sheets:
+        record[name] = chosen
+        (args.out / f"{name}.png").unlink(missing_ok=True)  # of an earlier model
+        if chosen:
             stream = io.BytesIO()
+            cases = cases_of(model, rows, task, args.device, scores, chosen)
             draw(cases, task, args.columns).save(stream, "PNG", compress_level=1)
             write_atomically(args.out / f"{name}.png", stream.getvalue())
-    record = {"task": task.name, "dataset": dataset_name(data), "revision": revision, "split": args.split,
-              "miou": [None if score != score else round(score, 4) for score in scores]}  # fmt: skip
+    record["miou"] = [None if math.isnan(score) else round(score, 4) for score in scores]
     write_atomically(args.out / "scores.json", json.dumps(record) + "\n")
-    print(f"{len(sample)} pictures, and the {len(worst)} worst of {len(rows)}: {args.out}")
+    shown = f"{len(record['sample'])} pictures, and the {len(record['worst'])} worst of {len(rows)}"
+    print(f"{shown}: {args.out}")
     return 0
 
 

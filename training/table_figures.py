@@ -153,11 +153,11 @@ def _pictures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out:
         for row, (case, place) in enumerate(chosen.items()):
             pixels, mask = test[int(place)]
             image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            shown = {f"{case}: image": np.array(image), "truth": _colored(mask.numpy(), task)}
+            shown = {f"{case}: image": np.array(image), "truth": palette(task)[mask.numpy()]}
             for system, model in models.items():
                 with torch.inference_mode():
                     scores = model(model.config.tensor(image)[None]).float()[0]
-                shown[System(system).title] = _colored(class_ids(scores, *mask.shape), task)
+                shown[System(system).title] = palette(task)[class_ids(scores, *mask.shape)]
             for chart, (title, picture) in zip(axes[row], shown.items(), strict=True):
                 chart.imshow(picture)
                 chart.set_title(title, fontsize=8)
@@ -173,9 +173,10 @@ def _pictures(records: list[dict[str, Any]], task: Task, test: CheckedRows, out:
     write_atomically(out / "pictures.png", stream.getvalue())
 
 
-def _colored(mask: np.ndarray, task: Task) -> np.ndarray:
-    palette = np.full((256, 3), 255, np.uint8)
+def palette(task: Task) -> np.ndarray:
+    """RGB of every value of a mask, (256, 3) uint8: the colours of the classes, and white."""
+    colors = np.full((256, 3), 255, np.uint8)
     for place, color in enumerate(task.colors):
-        palette[place] = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
-    palette[IGNORE] = 255
-    return palette[mask]
+        colors[place] = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+    colors[IGNORE] = 255
+    return colors
