@@ -11,6 +11,7 @@ import searchseg
 import training.evaluate
 import training.loop
 from hub.card import write_card
+from hub.table import table
 from searchseg.pretrained import WEIGHTS
 from training import retrain
 from training.presets import RetrainSettings
@@ -45,6 +46,7 @@ def test_the_network_learns_from_crops_and_is_for_whole_pictures(data, tmp_path,
     assert training.evaluate.main([str(out), *scored]) == 0
     write_card(out, "me/net")
     assert "crops of 32x48 px from pictures of 64x96 px" in (out / "README.md").read_text()
+    assert "input 96x64" in table([out]) and "2 epochs, crops of 48x32, recipe strong" in table([out])
 
 
 def test_a_stopped_training_of_a_trained_network_goes_on_with_crops(data, tmp_path, seen, monkeypatch):  # noqa: F811
