@@ -60,7 +60,8 @@ def measure(settings: Any, nodes: int, workers: int, steps: int, cpu: bool) -> d
     """Seconds of waiting and of computing in `steps` steps after a first that does not count."""
     task, accelerator = pet(), Accelerator(cpu=cpu)
     height, width = settings.shape
-    rows = drawn_rows(settings.batch_size * (steps + 1), max(height, width) * 3 // 2)
+    # one batch more than is taken: accelerate fetches the next one before it gives out the present one
+    rows = drawn_rows(settings.batch_size * (steps + 2), max(height, width) * 3 // 2)
     table = Table(rows, task, (height * 3 // 2, width * 3 // 2), accelerator, workers)
     shape = UShapeConfig(settings.widths, nodes, settings.stem_stride, len(task.classes))
     network = SearchNet(shape, random_genotype(nodes, seed=0))
