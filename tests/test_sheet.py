@@ -66,13 +66,13 @@ def test_the_worst_rows_are_those_with_the_smallest_boxes(data, model, tmp_path)
     assert record["fingerprint"] == searchseg.Segmenter.from_pretrained(model).fingerprint
     net = searchseg.from_pretrained(model)
     for name in ("sample", "worst"):
-        cases = sheet.cases_of(net, rows, TASK, "cpu", wanted, record[name])
+        cases = list(sheet.cases_of(net, rows, "cpu", wanted, record[name]))
         for case, row in zip(cases, record[name], strict=True):
             assert case.row == row and case.miou == wanted[row]
             assert np.array_equal(case.picture, rows[row][0].permute(1, 2, 0))
             assert np.array_equal(case.truth, rows[row][1]) and (case.prediction == 1).all()
         shown = Image.open(io.BytesIO((out / f"{name}.png").read_bytes()))
-        assert np.array_equal(shown, sheet.draw(cases, TASK, 3))
+        assert np.array_equal(shown, sheet.draw(cases, len(cases), TASK, 3))
     assert sheet.main([str(model), *words, "--pictures", "0"]) == 0
     assert not (out / "sample.png").exists(), "a sheet of an earlier call stays"
 
@@ -90,7 +90,7 @@ def test_every_case_stands_under_its_own_masks():
     truth = np.zeros((200, 400), np.uint8)
     truth[:, 200:], truth[:, 360:] = 1, IGNORE
     case = sheet.Case(7, picture, truth, 1 - np.minimum(truth, 1), 0.5)
-    drawn = np.array(sheet.draw([case, case], TASK, 2))
+    drawn = np.array(sheet.draw([case, case], 2, TASK, 2))
     colors = [[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in TASK.colors]
     ground, box = (np.array(color) * 0.6 + 255 * 0.4 for color in colors)
     top = sheet.LINE + sheet.GAP + sheet.LINE
@@ -112,14 +112,14 @@ def test_a_row_without_a_pixel_that_counts_is_never_the_worst(model):
 @pytest.mark.parametrize("size", [(1, 500), (900, 1), (20, 30)])
 def test_a_picture_of_any_shape_has_its_place(size):
     masks = np.ones((2, size[1], size[0]), np.uint8)
-    drawn = sheet.draw([sheet.Case(0, Image.new("RGB", size), *masks, 1.0)], TASK, 1)
+    drawn = sheet.draw([sheet.Case(0, Image.new("RGB", size), *masks, 1.0)], 1, TASK, 1)
     assert drawn.width == 3 * (sheet.SIDE + sheet.GAP) + sheet.GAP
 
 
 def test_every_class_stands_in_the_legend():
     task = camvid()
     case = sheet.Case(0, Image.new("RGB", (20, 10), "white"), *np.full((2, 10, 20), IGNORE, np.uint8), 0.5)
-    narrow = np.array(sheet.draw([case], task, 1))
+    narrow = np.array(sheet.draw([case], 1, task, 1))
     for color in task.colors:
         wanted = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
         assert (narrow == wanted).all(-1).sum() >= (sheet.LINE - sheet.GAP) ** 2, color

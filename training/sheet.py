@@ -17,7 +17,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,15 @@ def coloured(picture: Image.Image, mask: np.ndarray, task: Task) -> Image.Image:
     return shown
 
 
-def draw(cases: Sequence[Case], task: Task, columns: int) -> Image.Image:
-    """The sheet of some cases, in their order, `columns` of them in a line."""
+def draw(cases: Iterable[Case], count: int, task: Task, columns: int) -> Image.Image:
+    """The sheet of `count` cases, in their order, `columns` of them in a line."""
     width, height = 3 * (SIDE + GAP) + GAP, SIDE + LINE + GAP
     font = ImageFont.load_default(12)
     names = list(zip(task.classes, task.colors, strict=True))
     places, under = _legend(
         [LINE + round(font.getlength(name)) + 2 * GAP for name in task.classes], columns * width
     )
-    sheet = Image.new("RGB", (columns * width, under + -(-len(cases) // columns) * height), "white")
+    sheet = Image.new("RGB", (columns * width, under + -(-count // columns) * height), "white")
     pen = ImageDraw.Draw(sheet)
     for (name, color), (left, top) in zip(names, places, strict=True):
         pen.rectangle((left, top, left + LINE - GAP, top + LINE - GAP), fill=color)
@@ -107,18 +107,14 @@ def scores_of(model: nn.Module, rows: CheckedRows, task: Task, device: str) -> l
 
 
 def cases_of(
-    model: nn.Module,
-    rows: CheckedRows,
-    task: Task,
-    device: str,
-    scores: Sequence[float],
+    model: nn.Module, rows: CheckedRows, device: str, scores: Sequence[float],
     chosen: Sequence[int],
-) -> list[Case]:
-    """The rows `chosen` with the model's masks."""
-    pairs = [rows[row] for row in chosen]
-    pictures = [Image.fromarray(pixels.permute(1, 2, 0).numpy()) for pixels, _ in pairs]
-    found = zip(chosen, pictures, answers(model, pairs, device), strict=True)
-    return [Case(row, image, said.truth, said.prediction, scores[row]) for row, image, said in found]
+) -> Iterator[Case]:  # fmt: skip
+    """The rows `chosen` with the model's masks, one at a time: pictures may be large."""
+    said = answers(model, (rows[row] for row in chosen), device)
+    for row, answer in zip(chosen, said, strict=True):
+        picture = Image.fromarray(rows[row][0].permute(1, 2, 0).numpy())
+        yield Case(row, picture, answer.truth, answer.prediction, scores[row])
 
 
 def chosen_rows(scores: Sequence[float], pictures: int, worst: int, seed: int) -> tuple[list[int], list[int]]:
@@ -165,8 +161,8 @@ def main(argv: list[str] | None = None) -> int:
         (args.out / f"{name}.png").unlink(missing_ok=True)  # of an earlier model
         if chosen:
             stream = io.BytesIO()
-            cases = cases_of(model, rows, task, args.device, scores, chosen)
-            draw(cases, task, args.columns).save(stream, "PNG", compress_level=1)
+            cases = cases_of(model, rows, args.device, scores, chosen)
+            draw(cases, len(chosen), task, args.columns).save(stream, "PNG", compress_level=1)
             write_atomically(args.out / f"{name}.png", stream.getvalue())
     record["miou"] = [None if math.isnan(score) else round(score, 4) for score in scores]
     write_atomically(args.out / "scores.json", json.dumps(record) + "\n")
