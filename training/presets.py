@@ -91,8 +91,8 @@ class RetrainSettings:
         stretch = width * self.shape[0] / (height * self.shape[1])
         if not 1 / MOST_STRETCH <= stretch <= MOST_STRETCH:
             raise ValueError(
-                f"a crop of {height}x{width} has other proportions than the picture, and would not fit into it "
-                "at every scale"
+                f"a crop of {height}x{width} has other proportions than the picture, and would not fit into "
+                "it at every scale"
             )
 
     @property
