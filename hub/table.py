@@ -53,11 +53,12 @@ def _protocol(document: dict[str, Any]) -> str:
     begun = f", begun with {training['finetuned']['model']}" if "finetuned" in training else ""
     cut = training.get("settings", {}).get("crop")
     crops = f", crops of {cut[1]}x{cut[0]}" if cut else ""
+    alike = " without class weights" if options.get("no_class_weights") else ""
     return (
         f"Protocol: scored on {protocol['dataset']}, split {protocol['split']}, {protocol['rows']} rows, "
         f"{len(protocol['classes'])} classes, {protocol['rule']}, input {width}x{height}, at the "
         f"{protocol['scored_at']}; trained on split {options['split']}, {training['rows']} rows"
-        f"{taught}{begun}, {training['epochs_done']} epochs{crops}, recipe {options['recipe']}, "
+        f"{taught}{begun}, {training['epochs_done']} epochs{crops}, recipe {options['recipe']}{alike}, "
         f"seed {options['seed']}, "
         f"{training['processes']} processes of {training['machine']['threads']} thread on "
         f"{training['machine']['device']}, torch {training['machine']['torch']}."

@@ -356,6 +356,10 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--lr", type=float, help="instead of the recipe's rate, of which --finetune takes a quarter"
     )
+    group.add_argument(
+        "--no-class-weights", action="store_true",
+        help="cross-entropy of the recipe strong weighs all classes alike, also rare ones of three or more",
+    )  # fmt: skip
     group.add_argument("--hold-out", type=float, default=0.0, help="share of the rows kept out, for curves")
     add_run_options(top, "first weights, order and augmentation", precisions=("no", "fp16", "bf16"))
     add_memory_options(top)
@@ -374,6 +378,8 @@ def main(argv: list[str] | None = None) -> int:
         top.error("--encoder and --encoder-weights go with --architecture alone")
     if args.lr is not None and not 0 < args.lr < math.inf:
         top.error(f"--lr must be a positive number, got {args.lr}")
+    if args.no_class_weights and not RECIPES[args.recipe].balance:
+        top.error(f"--no-class-weights: the recipe {args.recipe} has none")
     kept = args.out / GENOTYPE  # its own copy, which is there before anything is learned
     if args.resume and args.genotype and (kept.exists() or (args.out / CHECKPOINT).exists()):
         args.genotype = str(kept)
@@ -383,8 +389,10 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
     task = task_of(args)
     data, revision = data_of(args, task)
-    rate = args.lr or (RECIPES[args.recipe].lr / 4 if args.finetune else None)
-    settings, recipe = retrain_settings(args), recipe_of_run(args, rate)
+    changes = {"balance": False} if args.no_class_weights else {}
+    if args.lr or args.finetune:
+        changes["lr"] = args.lr or RECIPES[args.recipe].lr / 4
+    settings, recipe = retrain_settings(args), recipe_of_run(args, **changes)
     torch.manual_seed(args.seed)
     found, origin = genotype_of(args.genotype) if args.genotype else (None, {})
     if args.finetune:

@@ -36,11 +36,10 @@ def cropped(settings: RetrainSettings, crop: Size | None, recipe: Recipe) -> Ret
         raise TaskError(f"--crop: {error}") from error
 
 
-def recipe_of_run(args: argparse.Namespace, lr: float | None = None) -> Recipe:
-    """The recipe that --recipe names, at another rate where `lr` is given; of a run that is continued the one
-    that it began with."""
-    recipe, path = RECIPES[args.recipe], args.out / SETTINGS
-    recipe = dataclasses.replace(recipe, lr=lr or recipe.lr)
+def recipe_of_run(args: argparse.Namespace, **changes: Any) -> Recipe:
+    """The recipe that --recipe names with `changes` of its fields; of a run that is continued the one that it
+    began with."""
+    recipe, path = dataclasses.replace(RECIPES[args.recipe], **changes), args.out / SETTINGS
     if not args.resume or not path.is_file():
         return recipe
     kept = json.loads(path.read_text()).get("recipe")  # runs before it was on record did not balance classes
