@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from searchseg import ImageError, read_image
+from searchseg.segmenter import png_bytes
 
 SHAPES = ("background", "disc", "square")
 DRAWN = {"train": 96, "test": 24}
@@ -35,7 +36,7 @@ def draw_shapes(folder: Path, seed: int = 0) -> None:
     for split, count in DRAWN.items():
         for number in range(count):
             image, mask = _shapes(random)
-            _keep(folder, split, number, _png(image), _png(mask), "png")
+            _keep(folder, split, number, png_bytes(image), png_bytes(mask), "png")
         _close(folder, split, count, ["png"] * count)
 
 
@@ -96,7 +97,7 @@ def _unpack(packed: zipfile.ZipFile, folder: Path) -> tuple[set[int], int]:
         pixels += mask.size
         if pixels > MOST_ALL_PIXELS:
             raise DataError(f"More than {MOST_ALL_PIXELS // 10**6} megapixels in all; use a Hub dataset.")
-        _keep(folder, split, counts[split], content, _png(Image.fromarray(mask)), kind)
+        _keep(folder, split, counts[split], content, png_bytes(Image.fromarray(mask)), kind)
         kinds[split].append(kind)
         counts[split] += 1
     for split, count in counts.items():
@@ -119,7 +120,7 @@ def _image(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> tuple[
         image = read_image(content)
     except ImageError as error:
         raise DataError(f"images, {name}: {error}") from error
-    return (image, content, "jpg") if content.startswith(b"\xff\xd8") else (image, _png(image), "png")
+    return (image, content, "jpg") if content.startswith(b"\xff\xd8") else (image, png_bytes(image), "png")
 
 
 def _mask(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, image: Image.Image) -> np.ndarray:
@@ -141,12 +142,6 @@ def _mask(packed: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, image: Ima
         sizes = f"{mask.shape[1]} x {mask.shape[0]}, its picture {image.width} x {image.height}"
         raise DataError(f"{name}: the mask is {sizes}.")
     return mask
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _keep(folder: Path, split: str, number: int, image: bytes, mask: bytes, kind: str) -> None:

@@ -8,6 +8,7 @@ into their nodes. What each step brings is in docs/performance.md.
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from searchseg.operations import DilConv, MBConv, SepConv
 
 CONVOLVE = torch.ops.mkldnn._convolution_pointwise
 MOST_SHAPES = 2  # of inputs that a convolution keeps ordered kernels for: each is a copy of them
+MOST_PIXELS = 2**18  # of a batch that goes through at once, 4 pictures of 256x256; a larger one goes alone
 BLOCK = 32 * 2**20 - 2**16  # bytes; just below the largest threshold that glibc sets by itself
 
 
@@ -39,7 +41,23 @@ def faster(model: nn.Module) -> nn.Module:
             if type(child) is Cell and _all_folded(child):
                 setattr(owner, name, SummingCell(child))
     _order_kernels(copy)
-    return copy
+    return InParts(copy)
+
+
+class InParts(nn.Module):
+    """A network that gets a batch of more than MOST_PIXELS in parts, so that its activations stay small:
+    large ones leave the cache, and glibc takes their memory from the system anew every time.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        most = max(1, MOST_PIXELS // math.prod(x.shape[2:]))
+        if len(x) <= most:
+            return self.network(x)
+        return torch.cat([self.network(part) for part in x.split(most)])
 
 
 def _all_folded(cell: Cell) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import time
@@ -177,6 +178,13 @@ def png_options(picture: Image.Image) -> dict[str, int]:
     bytes.
     """
     return {"compress_type": zlib.Z_RLE} if picture.mode in ("L", "P") else {"compress_level": 1}
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """The picture as a PNG file, made as `png_options` says."""
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", **png_options(picture))
+    return stream.getvalue()
 
 
 def class_ids(scores: Tensor, height: int, width: int) -> np.ndarray:

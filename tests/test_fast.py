@@ -51,6 +51,20 @@ def test_every_baseline_gives_the_same_scores(name: str) -> None:
         assert norms(ready) < norms(model)
 
 
+@pytest.mark.parametrize(
+    ("pictures", "sides", "parts"), [(5, (20, 30), [2, 2, 1]), (2, (50, 50), [1, 1]), (2, (24, 25), [2])]
+)
+def test_a_large_batch_goes_through_in_parts(pictures, sides, parts, monkeypatch) -> None:
+    monkeypatch.setattr(fast, "MOST_PIXELS", 1200)
+    model, seen = lived_in(searchnets()["random"]), []
+    ready, image = faster(model), torch.randn(pictures, 3, *sides)
+    ready.network.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with torch.inference_mode():
+        wanted, found = model(image), ready(image)
+    assert seen == parts and found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max().clamp_min(1)
+
+
 def test_inputs_of_many_shapes_share_little_memory() -> None:
     model = lived_in(searchnets()["random"])
     ready = faster(model)

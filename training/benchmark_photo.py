@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from searchseg.images import read_image
-from searchseg.segmenter import BACKENDS, Segmentation, Segmenter, class_ids, png_options
+from searchseg.segmenter import BACKENDS, Segmentation, Segmenter, class_ids, png_bytes
 from training.benchmark_segment import SHIPPED, folders
 from training.files import write_atomically
 from training.options import machine
@@ -60,10 +60,6 @@ def photo(width: int, height: int, seed: int) -> bytes:
     return stream.getvalue()
 
 
-def _png(picture: Image.Image) -> None:
-    picture.save(io.BytesIO(), "PNG", **png_options(picture))
-
-
 @torch.inference_mode()
 def steps(segmenter: Segmenter, data: bytes) -> dict[str, float]:
     """Seconds of each step that Segmenter and the page take with a photo."""
@@ -81,11 +77,11 @@ def steps(segmenter: Segmenter, data: bytes) -> dict[str, float]:
     (scores,) = timed("network", lambda: segmenter._faster(batch))
     mask = timed("upsample", lambda: class_ids(scores, picture.height, picture.width))
     result = Segmentation(picture, mask, config.classes, config.colors, 0)
-    timed("mask PNG", lambda: _png(result.mask_image()))
+    timed("mask PNG", lambda: png_bytes(result.mask_image()))
     overlay = timed("overlay", result.overlay)
-    timed("overlay PNG", lambda: _png(overlay))
+    timed("overlay PNG", lambda: png_bytes(overlay))
     cutout = timed("cutout", result.cutout)
-    timed("cutout PNG", lambda: _png(cutout))
+    timed("cutout PNG", lambda: png_bytes(cutout))
     return seconds
 
 

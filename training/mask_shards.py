@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from searchseg.images import ImageError, read_image
-from searchseg.segmenter import Segmenter, png_options
+from searchseg.segmenter import Segmenter, png_bytes
 from searchseg.task import TaskError
 from training.dataset_folder import write_parquet
 from training.files import replace_whole
@@ -145,7 +144,8 @@ def segmented(
         for result, mask in zip(good, masks, strict=True):
             classes = len(segmenter.config.classes)
             counts = np.bincount(mask.ravel(), minlength=classes)[:classes]
-            result |= {"mask": {"bytes": _png(mask), "path": None}, "shares": (counts / mask.size).tolist()}
+            content = png_bytes(Image.fromarray(mask))
+            result |= {"mask": {"bytes": content, "path": None}, "shares": (counts / mask.size).tolist()}
         for result in results:
             del result["picture"]
             content = result.pop("content")
@@ -181,10 +181,3 @@ def _file(path: Path, folders: Sequence[Path]) -> bytes:
         )
     read_image(path)  # bounded, and from regular files only
     return path.read_bytes()
-
-
-def _png(mask: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    picture = Image.fromarray(mask)
-    picture.save(file, "PNG", **png_options(picture))
-    return file.getvalue()
