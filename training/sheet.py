@@ -43,13 +43,15 @@ OPACITY = 0.6
 
 @dataclass(frozen=True)
 class Case:
-    """A row with its picture (RGB), both masks (H, W) and its own mIoU, NaN where every pixel is ignored."""
+    """A row with its picture (RGB), both masks (H, W) and its own mIoU, NaN where every pixel is ignored;
+    `altered` says how it was changed."""
 
     row: int
     picture: Image.Image
     truth: np.ndarray
     prediction: np.ndarray
     miou: float
+    altered: str = ""
 
 
 def coloured(picture: Image.Image, mask: np.ndarray, task: Task) -> Image.Image:
@@ -74,7 +76,8 @@ def draw(cases: Iterable[Case], count: int, task: Task, columns: int) -> Image.I
         pen.text((left + LINE, top - 2), name, "black", font)
     for number, case in enumerate(cases):
         left, top = number % columns * width + GAP, under + number // columns * height
-        pen.text((left, top), f"row {case.row}   mIoU {case.miou:.3f}   picture, truth, model", "black", font)
+        name = case.altered or "picture, truth, model"
+        pen.text((left, top), f"row {case.row}   mIoU {case.miou:.3f}   {name}", "black", font)
         for place, picture in enumerate(_tiles(case, task)):
             sheet.paste(picture, (left + place * (SIDE + GAP), top + LINE))
     return sheet
@@ -125,45 +128,68 @@ def chosen_rows(scores: Sequence[float], pictures: int, worst: int, seed: int) -
     return sorted(drawn.tolist()), order[:worst]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m training.sheet", description=__doc__, formatter_class=Manual)
+def add_sheet_options(parser: argparse.ArgumentParser) -> None:
+    """The model, its data, and what sheets show of it."""
     parser.add_argument("model", help="folder or user/name")
     add_data_options(parser, split="test")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the sheets go")
-    parser.add_argument("--pictures", type=int, default=30, help="how many, drawn by chance")
-    parser.add_argument("--worst", type=int, default=10, help="how many of the worst")
-    parser.add_argument("--seed", type=int, default=0, help="which pictures are drawn")
+    parser.add_argument("--pictures", type=int, default=30, help="how many rows, drawn by chance")
+    parser.add_argument("--seed", type=int, default=0, help="which rows are drawn")
     parser.add_argument("--columns", type=int, default=3, help="pictures in a line of a sheet")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="where to run")
-    args = parser.parse_args(argv)
-    if min(args.pictures, args.worst) < 0 or args.columns < 1:
-        parser.error("--pictures and --worst are 0 or more, --columns is 1 or more")
+
+
+def checked(parser: argparse.ArgumentParser, args: argparse.Namespace, least: int) -> None:
+    """Exits where the numbers or --out cannot be; `least`: of --pictures."""
+    if args.pictures < least or args.columns < 1:
+        parser.error(f"--pictures is {least} or more, --columns is 1 or more")
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"{args.out} is a file: choose another --out")
+
+
+def opened(args: argparse.Namespace) -> tuple[nn.Module, CheckedRows, Task, dict[str, Any]]:
+    """Model, rows, task, and what belongs on record; TaskError or PretrainedError."""
+    task = task_of(args)
+    data, revision = data_of(args, task)
+    model = from_pretrained(args.model, device=args.device)
+    check_classes(model, task, args.model)
+    rows = CheckedRows(load_rows(data, args.split, revision, task), task, None, "rows")
+    return model, rows, task, {
+        "model": dataset_name(args.model), "fingerprint": fingerprint(model), "task": task.name,
+        "rule": task.note, "dataset": dataset_name(data), "revision": revision, "split": args.split,
+        "seed": args.seed,
+    }  # fmt: skip
+
+
+def write_sheet(path: Path, cases: Iterable[Case], count: int, task: Task, columns: int) -> None:
+    """Draw the sheet of `count` cases into a PNG file."""
+    stream = io.BytesIO()
+    draw(cases, count, task, columns).save(stream, "PNG", compress_level=1)
+    write_atomically(path, stream.getvalue())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m training.sheet", description=__doc__, formatter_class=Manual)
+    add_sheet_options(parser)
+    parser.add_argument("--worst", type=int, default=10, help="how many of the worst")
+    args = parser.parse_args(argv)
+    checked(parser, args, 0)
+    if args.worst < 0:
+        parser.error("--worst is 0 or more")
     try:
-        task = task_of(args)
-        data, revision = data_of(args, task)
-        model = from_pretrained(args.model, device=args.device)
-        check_classes(model, task, args.model)
-        rows = CheckedRows(load_rows(data, args.split, revision, task), task, None, "rows")
+        model, rows, task, record = opened(args)
         scores = scores_of(model, rows, task, args.device)
     except (TaskError, PretrainedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    record: dict[str, Any] = {
-        "model": dataset_name(args.model), "fingerprint": fingerprint(model), "task": task.name,
-        "dataset": dataset_name(data), "revision": revision, "split": args.split, "seed": args.seed,
-    }  # fmt: skip
     sheets = zip(("sample", "worst"), chosen_rows(scores, args.pictures, args.worst, args.seed), strict=True)
     for name, chosen in sheets:
         record[name] = chosen
         (args.out / f"{name}.png").unlink(missing_ok=True)  # of an earlier model
         if chosen:
-            stream = io.BytesIO()
             cases = cases_of(model, rows, args.device, scores, chosen)
-            draw(cases, len(chosen), task, args.columns).save(stream, "PNG", compress_level=1)
-            write_atomically(args.out / f"{name}.png", stream.getvalue())
+            write_sheet(args.out / f"{name}.png", cases, len(chosen), task, args.columns)
     record["miou"] = [None if math.isnan(score) else round(score, 4) for score in scores]
     write_atomically(args.out / "scores.json", json.dumps(record) + "\n")
     shown = f"{len(record['sample'])} pictures, and the {len(record['worst'])} worst of {len(rows)}"

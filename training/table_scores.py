@@ -18,7 +18,7 @@ from searchseg.pretrained import CONFIG, from_pretrained
 from searchseg.segmenter import Segmenter
 from searchseg.task import IGNORE, Task
 from training.bootstrap import miou
-from training.evaluate import answers
+from training.evaluate import Answer, answers
 from training.files import read_lines
 from training.options import machine
 from training.presets import Recipe
@@ -146,6 +146,13 @@ def class_iou(counts: np.ndarray) -> np.ndarray:
         return hits / (counts.sum(0) + counts.sum(1) - hits)
 
 
+def counts_of(answer: Answer, classes: int) -> np.ndarray:
+    """Confusion counts (K, K) of one picture, true class first, without its ignored pixels."""
+    valid = answer.truth != IGNORE
+    joint = answer.truth[valid].astype(np.int64) * classes + answer.prediction[valid]
+    return np.bincount(joint, minlength=classes**2).reshape(classes, classes)
+
+
 def picture_counts(
     model: nn.Module, rows: Any, task: Task, device: Any, flip: bool = False
 ) -> tuple[np.ndarray, list[float], list[float]]:
@@ -154,9 +161,7 @@ def picture_counts(
     counts, losses, seconds = np.zeros((len(rows), classes, classes), np.int64), [], []
     pairs = (rows[place] for place in range(len(rows)))
     for place, answer in enumerate(answers(model, pairs, device, flip)):
-        valid = answer.truth != IGNORE
-        joint = answer.truth[valid].astype(np.int64) * classes + answer.prediction[valid]
-        counts[place] = np.bincount(joint, minlength=classes**2).reshape(classes, classes)
+        counts[place] = counts_of(answer, classes)
         seconds.append(answer.seconds)
         if answer.dice_loss is not None:
             losses.append(answer.dice_loss)
