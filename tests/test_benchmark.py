@@ -101,3 +101,25 @@ def test_waiting_for_rows_is_told_from_computing(monkeypatch, tmp_path, capsys):
     assert row["step"] > 0.05 and 0 < row["share"] < 1
     assert row["share"] == pytest.approx(row["waited"] * row["rate"] / row["batch"])
     assert "smoke, 32 px, batch 8 | 0" in capsys.readouterr().out
+
+
+def test_a_batch_of_the_loader_that_is_too_large_goes_in_parts(monkeypatch, tmp_path, capsys):
+    seen = []
+    forward = benchmark_loader.SearchNet.forward
+
+    def noted(self, images):
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(benchmark_loader.SearchNet, "forward", noted)
+    file = tmp_path / "loader.json"
+    command = ["loader", "--preset", "smoke", "--steps", "1", "--cpu", "--json", str(file), "--workers", "0"]
+    assert main(command) == 0
+    assert main([*command, "--accumulate", "4", "--checkpoint-activations"]) == 0
+    assert seen == [8, 8] + [2] * 8
+    whole, parts = json.loads(file.read_text())["rows"]  # one does not take the place of the other
+    assert (whole["parts"], parts["parts"], parts["batch"]) == (1, 4, 8)
+    said = capsys.readouterr().out
+    assert "batch 8 | 0" in said and "batch 8 in 4 parts, cells computed twice | 0" in said
+    assert main([*command, "--accumulate", "0"]) == 1
+    assert "--accumulate must be at least 1" in capsys.readouterr().err

@@ -31,6 +31,7 @@ from searchseg.cost import macs, parameters
 from searchseg.genotype import random_genotype
 from searchseg.mixed import MixedOp
 from searchseg.network import SearchNet, UShapeConfig, USpace
+from searchseg.task import TaskError
 from training.benchmark_loader import add_loader_options, benchmark_loader
 from training.benchmark_photo import add_photo_options, benchmark_photo
 from training.benchmark_segment import add_segment_options, benchmark_segment
@@ -231,7 +232,11 @@ def main(argv: list[str] | None = None) -> int:
     add_memory_measurements(sub)
     sub.set_defaults(call=benchmark_memory)
     args = parser.parse_args(argv)
-    return args.call(args) or 0
+    try:
+        return args.call(args) or 0
+    except TaskError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ from searchseg.network import SearchNet, UShapeConfig
 from searchseg.task import pet
 from training.files import write_atomically
 from training.options import machine
-from training.presets import PRESETS, RECIPES
+from training.presets import PRESETS, RECIPES, Memory
 from training.retrain import Training
 from training.rows import Augmentation
+from training.runs import add_memory_options, memory_of
 from training.source import Table
 from training.timing import between_marks
 
@@ -43,6 +44,7 @@ def add_loader_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of workers")
     parser.add_argument("--steps", type=int, default=20, help="timed steps with each number of workers")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
+    add_memory_options(parser)
     parser.add_argument("--json", type=Path, help="file for the figures; it keeps those of other settings")
     parser.add_argument("--into", type=Path, help="Markdown file with marks for the table")
 
@@ -56,7 +58,9 @@ def drawn_rows(count: int, side: int) -> Any:
     return datasets.Dataset.from_dict({"image": pictures, "segmentation_mask": masks}, features)
 
 
-def measure(settings: Any, nodes: int, workers: int, steps: int, cpu: bool) -> dict[str, Any]:
+def measure(
+    settings: Any, nodes: int, workers: int, steps: int, cpu: bool, memory: Memory
+) -> dict[str, Any]:
     """Seconds of waiting and of computing in `steps` steps after a first that does not count."""
     task, accelerator = pet(), Accelerator(cpu=cpu)
     height, width = settings.shape
@@ -65,7 +69,7 @@ def measure(settings: Any, nodes: int, workers: int, steps: int, cpu: bool) -> d
     table = Table(rows, task, (height * 3 // 2, width * 3 // 2), accelerator, workers)
     shape = UShapeConfig(settings.widths, nodes, settings.stem_stride, len(task.classes))
     network = SearchNet(shape, random_genotype(nodes, seed=0))
-    training = Training(network, RECIPES["strong"], accelerator)
+    training = Training(network, RECIPES["strong"], accelerator, memory=memory)
     config = ModelConfig("searchnet", {}, task.classes, task.colors, settings.shape)
     batches = table.batches(None, Augmentation(config, "strong", 0, settings.size), settings.batch_size)
     source, waited, computed = iter(batches), [], []
@@ -87,13 +91,16 @@ def benchmark_loader(args: argparse.Namespace) -> None:
     preset = PRESETS[args.preset]
     given = {"size": args.size, "batch_size": args.batch}
     settings = replace(preset.retrain, **{name: value for name, value in given.items() if value})
+    memory = memory_of(args)
     known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"rows": []}
     for workers in args.workers:
-        found = measure(settings, preset.search.nodes, workers, args.steps, args.cpu)
+        found = measure(settings, preset.search.nodes, workers, args.steps, args.cpu, memory)
         about = {
             "preset": args.preset,
             "size": settings.size,
             "batch": settings.batch_size,
+            "parts": memory.accumulate,
+            "recompute": memory.recompute,
             "steps": args.steps,
         }
         known["rows"] = [r for r in known["rows"] if not (about | {"workers": workers}).items() <= r.items()]
@@ -108,8 +115,11 @@ def benchmark_loader(args: argparse.Namespace) -> None:
 
 def cells(row: dict[str, Any]) -> list[str]:
     """A measured setting for people."""
+    parts = f" in {row['parts']} parts" if row["parts"] > 1 else ""
+    twice = ", cells computed twice" if row["recompute"] else ""
     return [
-        f"{row['preset']}, {row['size']} px, batch {row['batch']}", str(row["workers"]),
+        f"{row['preset']}, {row['size']} px, batch {row['batch']}{parts}{twice}", str(row["workers"]),
+        str(row["steps"]),
         f"{row['waited'] * 1e3:.1f} ms", f"{row['step'] * 1e3:.0f} ms", f"{row['share']:.1%}",
         f"{row['rate']:.1f}",
     ]  # fmt: skip
@@ -118,9 +128,9 @@ def cells(row: dict[str, Any]) -> list[str]:
 def markdown(document: dict[str, Any]) -> str:
     """A line a preset and number of workers."""
     about = document["machine"]
-    lines = ["| training | workers | waiting a step | step | share | pictures a second |", "|---" * 6 + "|"]
+    head = "| training | workers | steps | waiting a step | step | share | pictures a second |"
+    lines = [head, "|---" * 7 + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in document["rows"]]
-    steps = max(row["steps"] for row in document["rows"])
-    lines += ["", f"Means of {steps} steps on {about['device']}, {about['threads']} threads, torch "
-              f"{about['torch']}; at most {TARGET:.0%} is the target."]  # fmt: skip
+    lines += ["", f"Means of the waiting and medians of the steps on {about['device']}, {about['threads']} "
+              f"threads, torch {about['torch']}; at most {TARGET:.0%} is the target."]  # fmt: skip
     return "\n".join(lines) + "\n"
