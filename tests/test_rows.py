@@ -310,6 +310,8 @@ def test_without_a_crop_the_recipe_is_what_it_always_was():
     assert tuple(crop.scale) == (0.4, 1.0) and tuple(crop.size) == (30, 40)
     with pytest.raises(ValueError, match="shows whole pictures"):
         augmentation("none", 32, 0.5)
+    with pytest.raises(ValueError, match="'stronger' is none of none, strong, corrupted"):
+        augmentation("stronger", 32)
 
 
 @pytest.mark.parametrize("size", [None, 24])

@@ -62,14 +62,14 @@ def test_the_worst_rows_are_those_with_the_smallest_boxes(data, model, tmp_path)
     assert wanted == pytest.approx([width / 80 for width in WIDTHS])
     assert record["miou"] == pytest.approx(wanted, abs=1e-4)
     assert str(tmp_path.parent) not in json.dumps(record)
-    sample, worst = sheet.chosen_rows(record["miou"], 5, 3, seed=0)
-    assert record["sample"] == sample and record["worst"] == worst == [5, 1, 3]
+    assert record["sample"] == sheet.drawn_rows(len(WIDTHS), 5, seed=0)
+    assert record["worst"] == sheet.worst_rows(record["miou"], 3) == [5, 1, 3]
     assert record["fingerprint"] == searchseg.Segmenter.from_pretrained(model).fingerprint
     net = searchseg.from_pretrained(model)
     for name in ("sample", "worst"):
-        cases = list(sheet.cases_of(net, rows, "cpu", wanted, record[name]))
+        cases = list(sheet.cases_of(net, rows, TASK, "cpu", record[name]))
         for case, row in zip(cases, record[name], strict=True):
-            assert case.row == row and case.miou == wanted[row]
+            assert case.row == row and case.miou == pytest.approx(wanted[row])
             assert np.array_equal(case.picture, rows[row][0].permute(1, 2, 0))
             assert np.array_equal(case.truth, rows[row][1]) and (case.prediction == 1).all()
         shown = Image.open(io.BytesIO((out / f"{name}.png").read_bytes()))
@@ -79,11 +79,11 @@ def test_the_worst_rows_are_those_with_the_smallest_boxes(data, model, tmp_path)
 
 
 def test_rows_are_drawn_by_chance_and_seed():
-    draws = [sheet.chosen_rows([0.5] * 60, 20, 0, seed)[0] for seed in range(5)]
+    draws = [sheet.drawn_rows(60, 20, seed) for seed in range(5)]
     assert all(len(set(rows)) == 20 and rows == sorted(rows) for rows in draws)
     assert len({tuple(rows) for rows in draws}) == 5 and max(draws[0]) > 40
-    assert sheet.chosen_rows([0.5] * 60, 20, 0, 3)[0] == draws[3]
-    assert sheet.chosen_rows([0.5] * 3, 20, 9, 0) == ([0, 1, 2], [0, 1, 2])
+    assert sheet.drawn_rows(60, 20, 3) == draws[3]
+    assert sheet.drawn_rows(3, 20, 0) == sheet.worst_rows([0.5] * 3, 9) == [0, 1, 2]
 
 
 def test_every_case_stands_under_its_own_masks():
@@ -110,7 +110,7 @@ def test_a_row_without_a_pixel_that_counts_is_never_the_worst(model):
         warnings.simplefilter("error")  # numpy's, of a mean of nothing
         scores = sheet.scores_of(net, rows, TASK, "cpu")
     assert np.isnan(scores[0]) and scores[1:] == [1.0, 0.0]
-    assert sheet.chosen_rows(scores, 3, 3, 0) == ([0, 1, 2], [2, 1])
+    assert sheet.worst_rows(scores, 3) == [2, 1]
 
 
 @pytest.mark.parametrize("size", [(1, 500), (900, 1), (20, 30)])

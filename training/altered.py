@@ -1,7 +1,9 @@
 """How a model does on pictures unlike those it learned from, made from test pictures: night, fog, drawings.
 
 Every alteration changes the pictures, and their masks where it moves something; the model is scored on the
-same rows under each, as they are first.
+same rows under each, as they are first. mIoU is over the classes that occur in a mask or an answer, as
+everywhere; an alteration that moves pixels out of view may leave fewer of them. A model that was taught with
+--corruptions (training.retrain) has met darkness, blur, noise and JPEG, and the record says so.
 
 example:
   python -m training.altered hub/models/searchnet-pet --data ../shared/data/pet --out altered
@@ -13,11 +15,11 @@ model's; altered.md, the mIoU under each; altered.json, the same with what it be
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from itertools import tee
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,9 +32,10 @@ from searchseg.task import Task, TaskError
 from training.bootstrap import miou
 from training.evaluate import answers
 from training.files import write_atomically
+from training.networks import training_of
 from training.options import Manual
-from training.rows import CheckedRows, as_pair
-from training.sheet import Case, add_sheet_options, checked, chosen_rows, opened, write_sheet
+from training.rows import CheckedRows, as_pair, compressed
+from training.sheet import Case, add_sheet_options, case_of, checked, opened, write_sheet
 from training.table_scores import counts_of
 
 Pair = tuple[Image.Image, Image.Image]  # picture (RGB) and mask (L)
@@ -45,6 +48,7 @@ def _light(share: float) -> Alteration:
 
 
 def _fog(picture: Image.Image, mask: Image.Image) -> Pair:
+    """A light grey over six tenths of it."""
     return Image.blend(picture, Image.new("RGB", picture.size, GREY), 0.6), mask
 
 
@@ -54,12 +58,6 @@ def _drawing(picture: Image.Image, mask: Image.Image) -> Pair:
     framed = Image.fromarray(np.pad(np.array(smooth), 1, mode="edge"))  # the filter leaves the frame as it is
     edges = framed.filter(ImageFilter.FIND_EDGES).crop((1, 1, picture.width + 1, picture.height + 1))
     return ImageOps.autocontrast(ImageOps.invert(edges)).convert("RGB"), mask
-
-
-def _compressed(picture: Image.Image, mask: Image.Image) -> Pair:
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=5)
-    return Image.open(stream).convert("RGB"), mask
 
 
 def _close(picture: Image.Image, mask: Image.Image) -> Pair:
@@ -94,11 +92,11 @@ ALTERATIONS: dict[str, Alteration] = {
     "night, 0.15 of the light": _light(0.15),
     "dusk, 0.45 of the light": _light(0.45),
     "glare, twice the light": _light(2.0),
-    "fog": _fog,
+    "fog, 0.6 of grey": _fog,
     "grey": lambda picture, mask: (ImageOps.grayscale(picture).convert("RGB"), mask),
     "blurred, radius 3": lambda picture, mask: (picture.filter(ImageFilter.GaussianBlur(3)), mask),
-    "noise of a dark sensor": _noisy,
-    "JPEG of quality 5": _compressed,
+    "Gaussian noise, sigma 40 of 255": _noisy,
+    "JPEG of quality 5": lambda picture, mask: (compressed(picture, 5), mask),
     "upside down": lambda picture, mask: (ImageOps.flip(picture), ImageOps.flip(mask)),
     "close-up, the middle quarter": _close,
     "four at once": _four,
@@ -106,31 +104,36 @@ ALTERATIONS: dict[str, Alteration] = {
 }
 
 
-def altered(rows: CheckedRows, chosen: Sequence[int], alter: Alteration) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of the rows `chosen` under an alteration, as `CheckedRows` gives them."""
-    for row in chosen:
-        pixels, ids = rows[row]
+def altered(rows: CheckedRows, alter: Alteration) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs of `rows` under an alteration, as `CheckedRows` gives them."""
+    for pixels, ids in rows:
         picture, mask = alter(Image.fromarray(pixels.permute(1, 2, 0).numpy()), Image.fromarray(ids.numpy()))
         yield as_pair(picture, np.array(mask), None)
 
 
-def score(
-    model: nn.Module, rows: CheckedRows, chosen: Sequence[int], task: Task, device: str, name: str
-) -> tuple[float, Case]:
-    """mIoU over the rows `chosen` under the alteration of that name, and the first of them.
+def score(model: nn.Module, rows: CheckedRows, task: Task, device: str, name: str) -> tuple[float, Case]:
+    """mIoU over `rows` under the alteration of that name, and the first of them as a case.
 
     TaskError where every pixel is ignored.
     """
-    classes, alter = len(task.classes), ALTERATIONS[name]
-    first, _ = next(altered(rows, chosen, alter))
-    said = list(answers(model, altered(rows, chosen, alter), device))
-    counts = np.stack([counts_of(answer, classes) for answer in said])
-    if not counts.any():
-        raise TaskError(f"every pixel of the {len(chosen)} rows drawn is ignored: take more with --pictures")
-    own = float(miou(counts[0])) if counts[0].any() else math.nan
-    picture = Image.fromarray(first.permute(1, 2, 0).numpy())
-    shown = Case(chosen[0], picture, said[0].truth, said[0].prediction, own, name)
-    return float(miou(counts.sum(0))), shown
+    first, counts = None, np.zeros((len(task.classes),) * 2, np.int64)
+    pictures, seen = tee(altered(rows, ALTERATIONS[name]))
+    for answer, (pixels, _) in zip(answers(model, pictures, device), seen, strict=True):
+        counts += counts_of(answer, len(task.classes))
+        first = first or case_of(rows.numbers[0], pixels, answer, task, name)
+    if first is None or not np.any(counts):
+        raise TaskError(
+            f"{name}: every pixel of the {len(rows)} rows drawn is ignored: take more with --pictures"
+        )
+    return float(miou(counts)), first
+
+
+def met_corruptions(training: dict[str, Any]) -> bool:
+    """Whether a training on record, or one that it began with, was with --corruptions."""
+    earlier = training.get("finetuned", {}).get("training", {})
+    return training.get("recipe", {}).get("augment") == "corrupted" or bool(
+        earlier and met_corruptions(earlier)
+    )
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -141,6 +144,8 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['model']} ({record['fingerprint'][:12]}) on {len(record['rows'])} rows drawn from "
         f"{record['dataset']}, split {record['split']}, with seed {record['seed']}; {record['rule']}."
     )
+    if record["met_corruptions"]:
+        about += " It was taught with --corruptions: darkness, blur, noise and JPEG are nothing new to it."
     return "\n".join([*lines, "", about]) + "\n"
 
 
@@ -151,14 +156,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     checked(parser, args, 1)
     try:
-        model, rows, task, record = opened(args)
-        chosen, _ = chosen_rows([0.0] * len(rows), args.pictures, 0, args.seed)
-        shown = tqdm(ALTERATIONS, desc="alterations")
-        found = {name: score(model, rows, chosen, task, args.device, name) for name in shown}
+        model, rows, task, record = opened(args, drawn=True)
+        found = {
+            name: score(model, rows, task, args.device, name)
+            for name in tqdm(ALTERATIONS, desc="alterations")
+        }
     except (TaskError, PretrainedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    record |= {"rows": chosen, "miou": {name: round(value, 4) for name, (value, _) in found.items()}}
+    record["met_corruptions"] = met_corruptions(training_of(Path(args.model)))
+    record |= {"rows": list(rows.numbers)}
+    record["miou"] = {name: round(value, 4) for name, (value, _) in found.items()}
     write_sheet(
         args.out / "altered.png", (case for _, case in found.values()), len(found), task, args.columns
     )

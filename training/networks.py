@@ -131,20 +131,21 @@ def begun_with(
     model.config, model.commit = config, None  # type: ignore[assignment]
     folder = os.path.isdir(source)
     begun = {"model": dataset_name(source) if folder else source, "fresh": fresh}
-    origin: dict[str, Any] = {"finetuned": begun | (_training_of(Path(source)) if folder else {})}
+    told = training_of(Path(source)) if folder else {}
+    origin: dict[str, Any] = {"finetuned": begun | ({"training": told} if told else {})}
     if commit:
         origin |= {"base_model": source, "base_revision": commit}
     return model.train(), origin
 
 
-def _training_of(folder: Path) -> dict[str, Any]:
+def training_of(folder: Path) -> dict[str, Any]:
     """What the record of a folder's model says about its training and may be told to others: no command and
-    no path. The folder need not be kept beside the new model."""
+    no path; empty where there is no record. The folder need not be kept beside the new model."""
     for name, place in (("metrics.json", "training"), (SETTINGS, None)):  # the first has minutes too
         try:
             document = json.loads((folder / name).read_text())
             record = document[place] if place else document
-            return {"training": {key: record[key] for key in TOLD if key in record}}
+            return {key: record[key] for key in TOLD if key in record}
         except (OSError, ValueError, TypeError, LookupError):  # no record, or none that can be read
             continue
     return {}

@@ -73,7 +73,10 @@ class SearchMethod:
 
 @dataclass(frozen=True)
 class RetrainSettings:
-    """Sizes and length of the training of a final network; `unet_widths` has at least as many parameters."""
+    """Sizes and length of the training of a final network; `unet_widths` has at least as many parameters.
+
+    Raises ValueError for a crop that is larger than the picture or of other proportions.
+    """
 
     widths: tuple[int, int, int, int]
     stem_stride: int
@@ -122,7 +125,7 @@ class Recipe:
     weight_decay: float
     schedule: str  # "constant", or "cosine" after a linear warm-up
     warmup: float = 0.0  # share of all steps
-    augment: str = "none"  # "none" or "strong", see rows.py
+    augment: str = "none"  # "none", "strong" or "corrupted", see rows.py
     ema: float = 0.0  # decay per step of the averaged weights; 0 for none
     small_until: float = 0.0  # share of the epochs trained at `small_factor` of the size first
     small_factor: float = 0.75

@@ -13,6 +13,8 @@ examples:
   python -m training.retrain --genotype me/pets --task custom --classes a,b --data me/leaves --out runs/leaves
   python -m training.retrain --finetune me/pets --lr 5e-4 --task custom --classes a,b --data me/leaves
     --out runs/leaves   (the weights of a trained model to begin with, its last layer anew for other classes)
+  python -m training.retrain --finetune runs/streets --lr 1e-3 --size 360x480 --crop 180x240
+    --no-class-weights --corruptions --task camvid --data FOLDER --out runs/finer
   python -m training.retrain --resume runs/net
   accelerate launch --multi_gpu --num_processes 2 -m training.retrain --cpu --architecture unet --data FOLDER
     --out runs/unet   (two processes on a CPU)
@@ -360,6 +362,11 @@ def parser() -> argparse.ArgumentParser:
         "--no-class-weights", action="store_true",
         help="cross-entropy of the recipe strong weighs all classes alike, also rare ones of three or more",
     )  # fmt: skip
+    group.add_argument(
+        "--corruptions", action="store_true",
+        help="the recipe strong also darkens, blurs and compresses pictures and makes them noisy, each a "
+        "fifth of them: for a network that is to meet bad photos, which training.altered has more of",
+    )  # fmt: skip
     group.add_argument("--hold-out", type=float, default=0.0, help="share of the rows kept out, for curves")
     add_run_options(top, "first weights, order and augmentation", precisions=("no", "fp16", "bf16"))
     add_memory_options(top)
@@ -380,6 +387,8 @@ def main(argv: list[str] | None = None) -> int:
         top.error(f"--lr must be a positive number, got {args.lr}")
     if args.no_class_weights and not RECIPES[args.recipe].balance:
         top.error(f"--no-class-weights: the recipe {args.recipe} has none")
+    if args.corruptions and RECIPES[args.recipe].augment == "none":
+        top.error(f"--corruptions: the recipe {args.recipe} does not augment")
     kept = args.out / GENOTYPE  # its own copy, which is there before anything is learned
     if args.resume and args.genotype and (kept.exists() or (args.out / CHECKPOINT).exists()):
         args.genotype = str(kept)
@@ -389,7 +398,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> None:
     task = task_of(args)
     data, revision = data_of(args, task)
-    changes = {"balance": False} if args.no_class_weights else {}
+    changes: dict[str, Any] = {"balance": False} if args.no_class_weights else {}
+    if args.corruptions:
+        changes["augment"] = "corrupted"
     if args.lr or args.finetune:
         changes["lr"] = args.lr or RECIPES[args.recipe].lr / 4
     settings, recipe = retrain_settings(args), recipe_of_run(args, **changes)

@@ -28,7 +28,7 @@ def cropped(settings: RetrainSettings, crop: Size | None, recipe: Recipe) -> Ret
     """The settings with what --crop says; TaskError where it does not fit."""
     if crop is None:
         return settings
-    if recipe.augment != "strong":
+    if recipe.augment == "none":
         raise TaskError("--crop goes with --recipe strong: the other one shows whole pictures")
     try:
         return dataclasses.replace(settings, crop=height_width(crop))

@@ -13,7 +13,6 @@ what it writes to --out: sample.png, worst.png, and scores.json with the rows sh
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -25,17 +24,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
+from torch import Tensor, nn
 
 from searchseg.pretrained import PretrainedError, fingerprint, from_pretrained
+from searchseg.segmenter import png_bytes
 from searchseg.task import IGNORE, Task, TaskError
 from training.bootstrap import miou
-from training.evaluate import answers, check_classes
+from training.evaluate import Answer, answers, check_classes
 from training.files import write_atomically
 from training.options import Manual, add_data_options, data_of, dataset_name, task_of
 from training.rows import CheckedRows, load_rows
 from training.table_figures import palette
-from training.table_scores import picture_counts
+from training.table_scores import counts_of, picture_counts
 
 SIDE, GAP, LINE = 200, 6, 18  # pixels: of a picture at most, between pictures, of a line of text
 OPACITY = 0.6
@@ -106,26 +106,39 @@ def _tiles(case: Case, task: Task) -> Iterator[Image.Image]:
 def scores_of(model: nn.Module, rows: CheckedRows, task: Task, device: str) -> list[float]:
     """mIoU of every row by itself; NaN where every pixel is ignored."""
     counts, _, _ = picture_counts(model, rows, task, device)
-    return [float(miou(own)) if own.any() else math.nan for own in counts]
+    return [_own_miou(own) for own in counts]
+
+
+def _own_miou(counts: np.ndarray) -> float:
+    return float(miou(counts)) if counts.any() else math.nan
 
 
 def cases_of(
-    model: nn.Module, rows: CheckedRows, device: str, scores: Sequence[float],
-    chosen: Sequence[int],
-) -> Iterator[Case]:  # fmt: skip
+    model: nn.Module, rows: CheckedRows, task: Task, device: str, chosen: Sequence[int]
+) -> Iterator[Case]:
     """The rows `chosen` with the model's masks, one at a time: pictures may be large."""
     said = answers(model, (rows[row] for row in chosen), device)
     for row, answer in zip(chosen, said, strict=True):
-        picture = Image.fromarray(rows[row][0].permute(1, 2, 0).numpy())
-        yield Case(row, picture, answer.truth, answer.prediction, scores[row])
+        yield case_of(row, rows[row][0], answer, task)
 
 
-def chosen_rows(scores: Sequence[float], pictures: int, worst: int, seed: int) -> tuple[list[int], list[int]]:
-    """Rows drawn by chance, in order, and the worst of those that have a score, from the worst on."""
+def case_of(row: int, pixels: Tensor, answer: Answer, task: Task, altered: str = "") -> Case:
+    """A row with the model's answer to its picture (3, H, W), uint8."""
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    own = _own_miou(counts_of(answer, len(task.classes)))
+    return Case(row, picture, answer.truth, answer.prediction, own, altered)
+
+
+def drawn_rows(count: int, pictures: int, seed: int) -> list[int]:
+    """Numbers of `pictures` rows of `count`, all where there are no more, drawn by chance; in order."""
     random = np.random.default_rng(seed)
-    drawn = random.choice(len(scores), min(pictures, len(scores)), replace=False)
+    return sorted(random.choice(count, min(pictures, count), replace=False).tolist())
+
+
+def worst_rows(scores: Sequence[float], worst: int) -> list[int]:
+    """Numbers of the worst of those rows that have a score, from the worst on."""
     order = sorted((row for row, score in enumerate(scores) if not math.isnan(score)), key=scores.__getitem__)
-    return sorted(drawn.tolist()), order[:worst]
+    return order[:worst]
 
 
 def add_sheet_options(parser: argparse.ArgumentParser) -> None:
@@ -148,13 +161,20 @@ def checked(parser: argparse.ArgumentParser, args: argparse.Namespace, least: in
         parser.error(f"{args.out} is a file: choose another --out")
 
 
-def opened(args: argparse.Namespace) -> tuple[nn.Module, CheckedRows, Task, dict[str, Any]]:
-    """Model, rows, task, and what belongs on record; TaskError or PretrainedError."""
+def opened(
+    args: argparse.Namespace, drawn: bool = False
+) -> tuple[nn.Module, CheckedRows, Task, dict[str, Any]]:
+    """Model, rows (`drawn`: only those of --pictures), task, and what belongs on record.
+
+    TaskError or PretrainedError.
+    """
     task = task_of(args)
     data, revision = data_of(args, task)
     model = from_pretrained(args.model, device=args.device)
     check_classes(model, task, args.model)
-    rows = CheckedRows(load_rows(data, args.split, revision, task), task, None, "rows")
+    table = load_rows(data, args.split, revision, task)
+    only = drawn_rows(len(table), args.pictures, args.seed) if drawn else None
+    rows = CheckedRows(table, task, None, "rows", only=only)
     return model, rows, task, {
         "model": dataset_name(args.model), "fingerprint": fingerprint(model), "task": task.name,
         "rule": task.note, "dataset": dataset_name(data), "revision": revision, "split": args.split,
@@ -164,9 +184,7 @@ def opened(args: argparse.Namespace) -> tuple[nn.Module, CheckedRows, Task, dict
 
 def write_sheet(path: Path, cases: Iterable[Case], count: int, task: Task, columns: int) -> None:
     """Draw the sheet of `count` cases into a PNG file."""
-    stream = io.BytesIO()
-    draw(cases, count, task, columns).save(stream, "PNG", compress_level=1)
-    write_atomically(path, stream.getvalue())
+    write_atomically(path, png_bytes(draw(cases, count, task, columns)))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -183,12 +201,13 @@ def main(argv: list[str] | None = None) -> int:
     except (TaskError, PretrainedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    sheets = zip(("sample", "worst"), chosen_rows(scores, args.pictures, args.worst, args.seed), strict=True)
-    for name, chosen in sheets:
-        record[name] = chosen
+    record["sample"] = drawn_rows(len(rows), args.pictures, args.seed)
+    record["worst"] = worst_rows(scores, args.worst)
+    for name in ("sample", "worst"):
+        chosen = record[name]
         (args.out / f"{name}.png").unlink(missing_ok=True)  # of an earlier model
         if chosen:
-            cases = cases_of(model, rows, args.device, scores, chosen)
+            cases = cases_of(model, rows, task, args.device, chosen)
             write_sheet(args.out / f"{name}.png", cases, len(chosen), task, args.columns)
     record["miou"] = [None if math.isnan(score) else round(score, 4) for score in scores]
     write_atomically(args.out / "scores.json", json.dumps(record) + "\n")
