@@ -178,7 +178,7 @@ def _training(training: dict[str, Any]) -> str:
         pseudo = training["pseudo"]
         facts[0] += f", {pseudo['rows']} of them with masks that a network made ({pseudo['dataset']})"
     if "finetuned" in training:
-        facts.insert(0, _finetuned(training))
+        facts.insert(0, _finetuned(training, recipe))
     elif "base_model" in training:
         facts.insert(
             0, f"architecture of {training['base_model']} at {training.get('base_revision')}, new weights"
@@ -186,7 +186,8 @@ def _training(training: dict[str, Any]) -> str:
     return "\n".join(f"- {fact}" for fact in facts) + f"\n\n    {training['command']}"
 
 
-def _finetuned(training: dict[str, Any]) -> str:
+def _finetuned(training: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """What a training began with, and what was otherwise in the ones before than in the last one's recipe."""
     begun = training["finetuned"]
     at = f" at {training['base_revision']}" if "base_revision" in training else ""
     anew = f", but for {readable(begun['fresh'])}, which began at random" if begun["fresh"] else ""
@@ -196,11 +197,15 @@ def _finetuned(training: dict[str, Any]) -> str:
         taught = (
             f", {earlier['pseudo']['rows']} of them with a network's masks" if "pseudo" in earlier else ""
         )
+        seen = f" of {_seen(earlier['settings'])}" if earlier.get("settings", {}).get("size") else ""
+        differs = {k: v for k, v in earlier.get("recipe", {}).items() if recipe.get(k, v) != v}
+        otherwise = f"; {readable(differs)}" if differs else ""
         learned = (
-            f" ({earlier['epochs_done']} epochs on {earlier['rows']} rows of {earlier['dataset']}{taught})"
+            f" ({earlier['epochs_done']} epochs{seen} on {earlier['rows']} rows of {earlier['dataset']}"
+            f"{taught}{otherwise})"
         )
     if "finetuned" in earlier:
-        learned += f", which was {_finetuned(earlier)}"
+        learned += f", which was {_finetuned(earlier, recipe)}"
     return f"begun with the weights of {begun['model']}{at}{learned}{anew}"
 
 
@@ -231,4 +236,6 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def _side(size: int | list[int]) -> str:
-    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
+    return (
+        str(size) if isinstance(size, int) else f"{size[1]}x{size[0]}"
+    )  # width first, as everywhere in a card

@@ -50,15 +50,18 @@ def _protocol(document: dict[str, Any]) -> str:
     height, width = protocol["input_size"]
     options = training["options"]
     taught = f", {training['pseudo']['rows']} of them with a network's masks" if "pseudo" in training else ""
-    begun = f", begun with {training['finetuned']['model']}" if "finetuned" in training else ""
+    # what the trainings before were stands in the card
+    begun = f", begun with {training['finetuned']['model']}, then" if "finetuned" in training else ","
     cut = training.get("settings", {}).get("crop")
     crops = f", crops of {cut[1]}x{cut[0]}" if cut else ""
-    alike = " without class weights" if options.get("no_class_weights") else ""
+    recipe = f"recipe {options['recipe']}"
+    recipe += " without class weights" if options.get("no_class_weights") else ""
+    recipe += " with corruptions" if options.get("corruptions") else ""
     return (
         f"Protocol: scored on {protocol['dataset']}, split {protocol['split']}, {protocol['rows']} rows, "
         f"{len(protocol['classes'])} classes, {protocol['rule']}, input {width}x{height}, at the "
         f"{protocol['scored_at']}; trained on split {options['split']}, {training['rows']} rows"
-        f"{taught}{begun}, {training['epochs_done']} epochs{crops}, recipe {options['recipe']}{alike}, "
+        f"{taught}{begun} {training['epochs_done']} epochs{crops}, {recipe}, "
         f"seed {options['seed']}, "
         f"{training['processes']} processes of {training['machine']['threads']} thread on "
         f"{training['machine']['device']}, torch {training['machine']['torch']}."

@@ -45,7 +45,7 @@ def test_the_network_learns_from_crops_and_is_for_whole_pictures(data, tmp_path,
     scored = ["--task", "custom", "--classes", "dark,light", "--data", str(data), "--device", "cpu"]
     assert training.evaluate.main([str(out), *scored]) == 0
     write_card(out, "me/net")
-    assert "crops of 32x48 px from pictures of 64x96 px" in (out / "README.md").read_text()
+    assert "crops of 48x32 px from pictures of 96x64 px" in (out / "README.md").read_text()
     assert "input 96x64" in table([out]) and "2 epochs, crops of 48x32, recipe strong" in table([out])
 
 

@@ -159,23 +159,24 @@ def test_the_card_names_the_training_of_a_folder_and_no_place(data, tmp_path):  
     assert training.evaluate.main(scored("net", "night,day")) == 0
     write_card(tmp_path / "net", "net")
     card = (tmp_path / "net" / "README.md").read_text()
-    rows = f"1 epochs on 8 rows of folder {data.name}"
+    rows = f"1 epochs of 32 px on 8 rows of folder {data.name}; lr 0.002"
     assert f"begun with the weights of folder base ({rows}), but for head.weight, head.bias" in card
     record = json.loads((tmp_path / "net" / "metrics.json").read_text())["training"]["finetuned"]
     assert record["training"]["rows"] == 8 and str(tmp_path) not in json.dumps(record)
     lines = table([tmp_path / "net"]).splitlines()
-    assert "trained on split train, 8 rows, begun with folder base, 1 epochs" in lines[-1]
+    assert "trained on split train, 8 rows, begun with folder base, then 1 epochs" in lines[-1]
     document = json.loads((tmp_path / "net" / "metrics.json").read_text())
     document["training"]["minutes"] = 7.0
     earlier = document["training"]["finetuned"]["training"]
     first = {"dataset": "folder old", "rows": 4, "epochs_done": 9, "minutes": 2.0}
+    first |= {"recipe": {**earlier["recipe"], "lr": 0.0005, "balance": False}}  # lr as in the last training
     first |= {"pseudo": {"dataset": "folder masks", "rows": 3}}
     earlier |= {"minutes": 5.0, "finetuned": {"model": "folder older", "fresh": [], "training": first}}
     (tmp_path / "net" / "metrics.json").write_text(json.dumps(document))
     assert table([tmp_path / "net"]).splitlines()[2].endswith("| 14 min |")
     write_card(tmp_path / "net", "net")
     card = (tmp_path / "net" / "README.md").read_text()
-    before = "9 epochs on 4 rows of folder old, 3 of them with a network's masks"
+    before = "9 epochs on 4 rows of folder old, 3 of them with a network's masks; balance no"
     older = f"which was begun with the weights of folder older ({before})"
     assert f"begun with the weights of folder base ({rows}), {older}, but for head.weight" in card
 
