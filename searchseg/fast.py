@@ -22,7 +22,9 @@ from searchseg.operations import DilConv, MBConv, SepConv
 
 CONVOLVE = torch.ops.mkldnn._convolution_pointwise
 MOST_SHAPES = 2  # of inputs that a convolution keeps ordered kernels for: each is a copy of them
-MOST_PIXELS = 2**18  # of a batch that goes through at once, 4 pictures of 256x256; a larger one goes alone
+MOST_PIXELS = (
+    2**18
+)  # of a batch that goes through at once, 4 pictures of 256x256; a larger picture goes alone
 BLOCK = 32 * 2**20 - 2**16  # bytes; just below the largest threshold that glibc sets by itself
 
 
@@ -47,6 +49,8 @@ def faster(model: nn.Module) -> nn.Module:
 class InParts(nn.Module):
     """A network that gets a batch of more than MOST_PIXELS in parts, so that its activations stay small:
     large ones leave the cache, and glibc takes their memory from the system anew every time.
+
+    From (N, C, H, W) to what the network makes of it, in the order of the batch.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -161,7 +161,7 @@ class Segmenter:
     @torch.inference_mode()
     def masks(self, pictures: Sequence[Image.Image], sure: float = 0.0) -> list[np.ndarray]:
         """(H, W) uint8 class ids of upright RGB pictures of any sizes, which go through the network as one
-        batch; 255 where the best class has a probability below `sure`."""
+        batch, a large one in parts on a CPU; 255 where the best class has a probability below `sure`."""
         batch = torch.stack([self.config.tensor(picture) for picture in pictures])
         scores = self._faster(batch.to(self.device, memory_format=torch.channels_last)).float()
         masks = [class_ids(s, p.height, p.width) for s, p in zip(scores, pictures, strict=True)]

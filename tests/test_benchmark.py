@@ -121,5 +121,12 @@ def test_a_batch_of_the_loader_that_is_too_large_goes_in_parts(monkeypatch, tmp_
     assert (whole["parts"], parts["parts"], parts["batch"]) == (1, 4, 8)
     said = capsys.readouterr().out
     assert "batch 8 | 0" in said and "batch 8 in 4 parts, cells computed twice | 0" in said
+    document = json.loads(file.read_text())
+    del document["rows"][0]["parts"], document["rows"][0]["recompute"]  # as an earlier version wrote it
+    file.write_text(json.dumps(document))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- loader -->\n<!-- end of loader -->\n")
+    assert main([*command, "--into", str(page)]) == 0 and "in 4 parts" in page.read_text()
+    assert [row["parts"] for row in json.loads(file.read_text())["rows"]] == [4, 1]
     assert main([*command, "--accumulate", "0"]) == 1
     assert "--accumulate must be at least 1" in capsys.readouterr().err

@@ -58,9 +58,7 @@ def drawn_rows(count: int, side: int) -> Any:
     return datasets.Dataset.from_dict({"image": pictures, "segmentation_mask": masks}, features)
 
 
-def measure(
-    settings: Any, nodes: int, workers: int, steps: int, cpu: bool, memory: Memory
-) -> dict[str, Any]:
+def measure(settings: Any, nodes: int, workers: int, steps: int, cpu: bool, memory: Memory) -> dict[str, Any]:
     """Seconds of waiting and of computing in `steps` steps after a first that does not count."""
     task, accelerator = pet(), Accelerator(cpu=cpu)
     height, width = settings.shape
@@ -93,6 +91,8 @@ def benchmark_loader(args: argparse.Namespace) -> None:
     settings = replace(preset.retrain, **{name: value for name, value in given.items() if value})
     memory = memory_of(args)
     known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"rows": []}
+    # files of before a batch could go in parts
+    known["rows"] = [{"parts": 1, "recompute": False, **row} for row in known["rows"]]
     for workers in args.workers:
         found = measure(settings, preset.search.nodes, workers, args.steps, args.cpu, memory)
         about = {
