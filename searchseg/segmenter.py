@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor, nn
 
 from searchseg.config import ModelConfig
@@ -53,7 +53,7 @@ class Segmentation:
     def colored(self) -> Image.Image:
         """The mask as an RGB picture in the colours of the classes."""
         picture = self.mask_image()
-        picture.putpalette([value for color in self.colors for value in _rgb(color)])
+        picture.putpalette([value for color in self.colors for value in ImageColor.getrgb(color)])
         return picture.convert("RGB")
 
     def overlay(self, opacity: float = 0.5) -> Image.Image:
@@ -237,7 +237,3 @@ def _best(wide: Tensor, above: Tensor, below: Tensor, share: Tensor, mask: Tenso
         other = torch.lerp(line[above], line[below], share)
         mask.masked_fill_(other > best, number)
         torch.maximum(best, other, out=best)
-
-
-def _rgb(color: str) -> tuple[int, int, int]:
-    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)

@@ -35,7 +35,14 @@ from training.files import write_atomically
 from training.networks import training_of
 from training.options import Manual
 from training.rows import CheckedRows, as_pair, compressed
-from training.sheet import Case, add_sheet_options, case_of, checked, opened, write_sheet
+from training.sheet import (
+    Case,
+    add_sheet_options,
+    case_of,
+    check_sheet_options,
+    load_model_and_rows,
+    write_sheet,
+)
 from training.table_scores import counts_of
 
 Pair = tuple[Image.Image, Image.Image]  # picture (RGB) and mask (L)
@@ -154,9 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(name, description=__doc__, formatter_class=Manual)
     add_sheet_options(parser)
     args = parser.parse_args(argv)
-    checked(parser, args, 1)
+    check_sheet_options(parser, args, 1)
     try:
-        model, rows, task, record = opened(args, drawn=True)
+        model, rows, task, record = load_model_and_rows(args, drawn=True)
         found = {
             name: score(model, rows, task, args.device, name)
             for name in tqdm(ALTERATIONS, desc="alterations")

@@ -153,7 +153,7 @@ def add_sheet_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=default, help="where to run")
 
 
-def checked(parser: argparse.ArgumentParser, args: argparse.Namespace, least: int) -> None:
+def check_sheet_options(parser: argparse.ArgumentParser, args: argparse.Namespace, least: int) -> None:
     """Exits where the numbers or --out cannot be; `least`: of --pictures."""
     if args.pictures < least or args.columns < 1:
         parser.error(f"--pictures is {least} or more, --columns is 1 or more")
@@ -161,7 +161,7 @@ def checked(parser: argparse.ArgumentParser, args: argparse.Namespace, least: in
         parser.error(f"{args.out} is a file: choose another --out")
 
 
-def opened(
+def load_model_and_rows(
     args: argparse.Namespace, drawn: bool = False
 ) -> tuple[nn.Module, CheckedRows, Task, dict[str, Any]]:
     """Model, rows (`drawn`: only those of --pictures), task, and what belongs on record.
@@ -192,11 +192,11 @@ def main(argv: list[str] | None = None) -> int:
     add_sheet_options(parser)
     parser.add_argument("--worst", type=int, default=10, help="how many of the worst")
     args = parser.parse_args(argv)
-    checked(parser, args, 0)
+    check_sheet_options(parser, args, 0)
     if args.worst < 0:
         parser.error("--worst is 0 or more")
     try:
-        model, rows, task, record = opened(args)
+        model, rows, task, record = load_model_and_rows(args)
         scores = scores_of(model, rows, task, args.device)
     except (TaskError, PretrainedError) as error:
         print(f"error: {error}", file=sys.stderr)

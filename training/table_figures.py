@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from searchseg.pretrained import WEIGHTS, from_pretrained
 from searchseg.segmenter import class_ids
@@ -177,6 +177,6 @@ def palette(task: Task) -> np.ndarray:
     """RGB of every value of a mask, (256, 3) uint8: the colours of the classes, and white."""
     colors = np.full((256, 3), 255, np.uint8)
     for place, color in enumerate(task.colors):
-        colors[place] = [int(color[at : at + 2], 16) for at in (1, 3, 5)]
+        colors[place] = ImageColor.getrgb(color)
     colors[IGNORE] = 255
     return colors
