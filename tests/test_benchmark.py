@@ -43,6 +43,23 @@ def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path
     assert "16 px x2" in capsys.readouterr().out
 
 
+def test_rows_timed_before_an_interruption_are_in_the_file(model, monkeypatch, tmp_path):
+    file = tmp_path / "rows.json"
+    command = ["segment", "--models", str(model), "--no-paper-unet", "--runs", "2", "--threads", "1", "2"]
+    command += ["--sizes", "16", "--pictures", "1", "--ways", "Segmenter", "--json", str(file)]
+    child = benchmark_segment._child
+
+    def interrupted(args, threads, *what):
+        if threads == 2:
+            raise KeyboardInterrupt
+        return child(args, threads, *what)
+
+    monkeypatch.setattr(benchmark_segment, "_child", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    assert [row["threads"] for row in json.loads(file.read_text())["rows"]] == [1]
+
+
 def test_where_no_model_or_no_mark_is_the_benchmark_says_so(tmp_path):
     with pytest.raises(SystemExit, match="no model in"):
         benchmark_segment.folders([tmp_path])

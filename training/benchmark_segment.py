@@ -82,13 +82,19 @@ def benchmark_segment(args: argparse.Namespace) -> None:
         for row in _child(args, threads, "--child"):
             rows[tuple(row[k] for k in KEY)] = row
             print(line(row), flush=True)
+            _keep(args.json, about, rows, memory)
     if args.memory:
         memory = list(_memories(args, {(row["system"], row["way"]) for row in rows.values()}))
-    document = {"machine": about, "rows": list(rows.values()), "memory": memory}
-    if args.json:
-        write_atomically(args.json, json.dumps(document, indent=1) + "\n")
-    text = markdown(document["rows"], memory, about)
+        _keep(args.json, about, rows, memory)
+    text = markdown(list(rows.values()), memory, about)
     between_marks(args.into, "segment", text) if args.into else print(text)
+
+
+def _keep(path: Path | None, about: Any, rows: dict[Any, dict[str, Any]], memory: list[Any]) -> None:
+    """Write what is known by now: some rows take half an hour, and none is to be lost to an interruption."""
+    if path:
+        document = {"machine": about, "rows": list(rows.values()), "memory": memory}
+        write_atomically(path, json.dumps(document, indent=1) + "\n")
 
 
 def _memories(args: argparse.Namespace, systems: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
