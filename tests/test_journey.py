@@ -35,7 +35,7 @@ def data(tmp_path_factory) -> Path:
         image=datasets.Image(), label=datasets.Value("int64"), file_name=datasets.Value("string"),
         segmentation_mask=datasets.Image(),
     )  # fmt: skip
-    for split, numbers in (("train", range(32)), ("test", range(100, 110))):
+    for split, numbers in (("train", range(96)), ("test", range(100, 110))):
         rows = datasets.Dataset.from_list([drawn_row(n) for n in numbers], features=features)
         rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
@@ -50,7 +50,7 @@ def test_from_rows_to_the_page(data, tmp_path):
     found, net = tmp_path / "search", tmp_path / "models" / "net"
     smoke = ("--task", "pet", "--data", data, "--preset", "smoke", "--cpu")
 
-    run(search.main, *smoke, "--epochs", 2, "--out", found)  # 2 steps an epoch, the second with alpha
+    run(search.main, *smoke, "--epochs", 2, "--split", "train[:32]", "--out", found)  # the second with alpha
     genotype = searchseg.Genotype.from_json((found / "genotype.json").read_text())
     history = [json.loads(line) for line in (found / "history.jsonl").read_text().splitlines()]
     assert [record["phase"] for record in history] == ["warmup", "search"]
@@ -60,7 +60,7 @@ def test_from_rows_to_the_page(data, tmp_path):
     halves = json.loads((found / "search" / "halves.json").read_text())
     assert sorted(halves["weights"] + halves["alpha"]) == list(range(32))
 
-    run(retrain.main, *smoke, "--genotype", found / "genotype.json", "--epochs", 60, "--out", net)
+    run(retrain.main, *smoke, "--genotype", found / "genotype.json", "--epochs", 15, "--out", net)
     run(evaluate.main, net, "--task", "pet", "--data", data, "--split", "test", "--device", "cpu")
     metrics = json.loads((net / "metrics.json").read_text())
     assert metrics["protocol"]["rows"] == 10 and metrics["protocol"]["rule"] == "border ignored"
@@ -117,6 +117,8 @@ def test_a_stopped_retraining_continues_bit_equal(data, tmp_path):
         "--cpu",
         "--architecture",
         "unet",
+        "--split",
+        "train[:32]",
         "--epochs",
         2,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from courses import METHODS, begin, draw_table, without_extras
+from courses import METHODS, begin, draw_table, in_memory, without_extras
 
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import load_checkpoint
 from training.faults import equal, result
 from training.loop import CHECKPOINT, Interrupted
 from training.retrain import Retraining
@@ -136,8 +137,10 @@ def test_a_stopped_course_ends_as_the_whole_one_and_nothing_of_its_state_can_be_
     name, whole, cut, first = stopped
     wanted, state, red = result(whole), load_checkpoint(cut / CHECKPOINT), set()
     assert (state["epoch"], state["step"]) == (1, 1)
-    resumed(name, rows, accelerator, cut, tmp_path / "same", state)
-    assert equal(result(tmp_path / "same"), wanted)
+    assert equal(resumed(name, rows, accelerator, cut, tmp_path / "same", copy.deepcopy(state)), wanted)
+    shutil.copytree(cut, tmp_path / "file")
+    begin(name, rows, tmp_path / "file", accelerator)
+    assert equal(result(tmp_path / "file"), wanted)
     for place in paths(state):
         for part in ("weight", *PARTS) if place[-1] in ("space", "network", "ema") else ("",):
             told = ".".join(str(word) for word in (*place[-2:], part) if word)
@@ -148,8 +151,8 @@ def test_a_stopped_course_ends_as_the_whole_one_and_nothing_of_its_state_can_be_
                 continue
             out = tmp_path / told
             try:
-                resumed(name, rows, accelerator, cut, out, other)
-                assert not equal(result(out), wanted), f"{told} is not needed"
+                found = resumed(name, rows, accelerator, cut, out, other)
+                assert not equal(found, wanted), f"{told} is not needed"
             except (AttributeError, KeyError, TypeError, ValueError):
                 pass  # it does not even start
             red.add(told)
@@ -159,9 +162,13 @@ def test_a_stopped_course_ends_as_the_whole_one_and_nothing_of_its_state_can_be_
 
 def resumed(
     name: str, rows: Any, accelerator: Accelerator, cut: Path, out: Path, state: dict[str, Any]
-) -> None:
+) -> list[Any]:
+    """The result of the course that goes on from a state."""
     for path in cut.rglob("*.json*"):
         (out / path.relative_to(cut)).parent.mkdir(parents=True, exist_ok=True)
         (out / path.relative_to(cut)).write_bytes(path.read_bytes())
-    save_checkpoint(out / CHECKPOINT, state)
-    begin(name, rows, out, accelerator)
+    with in_memory() as kept:
+        kept[out / CHECKPOINT] = state
+        (out / CHECKPOINT).touch()
+        begin(name, rows, out, accelerator)
+    return result(out, kept[out / CHECKPOINT])

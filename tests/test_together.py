@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchmetrics.classification
 from accelerate import Accelerator, DataLoaderConfiguration
-from courses import begin, draw_table, without_extras
+from courses import begin, draw_table, in_memory, without_extras
 from processes import fork_group, statuses
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
             begin(name, rows, folder / str(accelerator.num_processes) / name, accelerator, sync=True)
         return 0
 
-    with without_extras():
+    with without_extras(), in_memory():
         for count in (1, 2):
             children = fork_group(count, work, folder / "log")
             assert statuses(children) == [0] * count, (folder / "log").read_text()[-3000:]

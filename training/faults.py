@@ -131,12 +131,12 @@ def ended(child: int, seconds: float) -> int | None:
         time.sleep(0.005)
 
 
-def result(out: Path) -> list[Any]:
-    """Everything that an end is judged by, but for times."""
+def result(out: Path, state: dict[str, Any] | None = None) -> list[Any]:
+    """Everything that an end is judged by, but for times; `state`: instead of the one saved."""
     history = [{**line, "seconds": 0} for line in read_lines(out / "history.jsonl")]
     records = [(out / name).read_text() for name in ("search/alpha.jsonl",) if (out / name).exists()]
     weights = [path.read_bytes() for path in sorted(out.glob("*.safetensors"))]
-    return [history, records, weights, list(_leaves(load_checkpoint(out / CHECKPOINT)))]
+    return [history, records, weights, list(_leaves(state or load_checkpoint(out / CHECKPOINT)))]
 
 
 def _leaves(value: Any) -> Iterator[Any]:
