@@ -15,8 +15,9 @@ torch.ones(1, requires_grad=True).sum().backward()
 
 # files that take longest come first, so that no process is left with one of them in the end
 LONGEST = (
-    "test_browser", "test_workshop", "test_journey", "test_export", "test_stream", "test_run", "test_uploads",
-    "test_segment_dataset", "test_baselines", "test_deploy", "test_download", "test_publish", "test_search",
+    "test_browser", "test_browser_journey", "test_faults", "test_workshop", "test_table", "test_state",
+    "test_together", "test_baselines", "test_journey", "test_stream", "test_export", "test_run",
+    "test_scaling", "test_search", "test_fast", "test_publish", "test_finetune", "test_segment_dataset",
 )  # fmt: skip
 
 
