@@ -33,8 +33,8 @@ DATA = {
 LIMITS = {
     "pet": (
         "It was trained on photos of one cat or dog that fills much of the picture. Other animals, several "
-        "pets, drawings, night shots and far-away pets are outside of what it has learned, and it will then "
-        "mark the wrong region without saying so. Masks are computed at {size} and enlarged: hair and "
+        "pets, drawings, far-away pets and, unless it was trained with corruptions, night shots are outside of "
+        "what it has learned, and it will then mark the wrong region without saying so. Masks are computed at {size} and enlarged: hair and "
         "whiskers are not resolved."
     ),
 }

@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-from test_finetune import stop_after
+from test_finetune import train_with_a_stop
 from test_run import command, data, tiny_preset  # noqa: F401  (fixtures)
 
 import training.evaluate
-import training.loop
 from hub.card import write_card
 from hub.table import table
 from searchseg.pretrained import WEIGHTS
@@ -31,14 +30,11 @@ def weights(monkeypatch) -> list[torch.Tensor | None]:
     return found
 
 
-def test_all_classes_weigh_alike_where_asked(data, tmp_path, weights, monkeypatch):  # noqa: F811
+def test_all_classes_weigh_alike_where_asked(data, tmp_path, weights):  # noqa: F811
     plain, alike, stopped = (tmp_path / name for name in ("plain", "alike", "stopped"))
     assert retrain.main(command(data, plain, *THREE)) == 0
     assert retrain.main(command(data, alike, *THREE, "--no-class-weights")) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(training.loop, "save_checkpoint", stop_after(1))
-        assert retrain.main(command(data, stopped, *THREE, "--no-class-weights")) == 130
-    assert retrain.main(["--resume", str(stopped)]) == 0
+    train_with_a_stop(command(data, stopped, *THREE, "--no-class-weights"), stopped)
     balanced, *others = weights
     assert balanced is not None and balanced[0] < balanced[1] < balanced[2]
     assert others == [None, None, None]

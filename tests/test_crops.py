@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-from test_finetune import stop_after
+from test_finetune import train_with_a_stop
 from test_run import command, data, tiny_preset  # noqa: F401  (fixtures)
 
 import searchseg
 import training.evaluate
-import training.loop
 from hub.card import write_card
 from hub.table import table
 from searchseg.pretrained import WEIGHTS
@@ -49,16 +48,13 @@ def test_the_network_learns_from_crops_and_is_for_whole_pictures(data, tmp_path,
     assert "input 96x64" in table([out]) and "2 epochs, crops of 48x32, recipe strong" in table([out])
 
 
-def test_a_stopped_training_of_a_trained_network_goes_on_with_crops(data, tmp_path, seen, monkeypatch):  # noqa: F811
+def test_a_stopped_training_of_a_trained_network_goes_on_with_crops(data, tmp_path, seen):  # noqa: F811
     first = tmp_path / "first"
     assert retrain.main(command(data, first, "--architecture", "unet", "--epochs", "1")) == 0
     words = ["--finetune", str(first), *WORDS]
     assert retrain.main(command(data, tmp_path / "whole", *words)) == 0
     seen.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(training.loop, "save_checkpoint", stop_after(1))
-        assert retrain.main(command(data, tmp_path / "stopped", *words)) == 130
-    assert retrain.main(["--resume", str(tmp_path / "stopped")]) == 0
+    train_with_a_stop(command(data, tmp_path / "stopped", *words), tmp_path / "stopped")
     assert seen == [(4, 3, 32, 32)] * 2 + [(4, 3, 32, 48)] * 2
     assert (tmp_path / "stopped" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
     assert json.loads((tmp_path / "stopped" / "settings.json").read_text())["settings"]["crop"] == [32, 48]

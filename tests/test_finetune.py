@@ -103,6 +103,14 @@ def stop_after(epoch: int) -> Callable[[Path, dict], None]:
     return save_then_stop
 
 
+def train_with_a_stop(words: list[str], out: Path) -> None:
+    """A retraining that Ctrl-C ends after its first epoch, and that goes on from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.loop, "save_checkpoint", stop_after(1))
+        assert retrain.main(words) == 130
+    assert retrain.main(["--resume", str(out)]) == 0
+
+
 def test_a_run_begins_where_the_other_ended_and_goes_on_without_it(data, tmp_path, monkeypatch):  # noqa: F811
     first = tmp_path / "first"
     assert retrain.main(command(data, first, "--architecture", "unet", "--epochs", "1")) == 0
