@@ -18,10 +18,11 @@ from searchseg.genotype import random_genotype
 from searchseg.loss import dice_cross_entropy_loss
 from searchseg.pretrained import from_pretrained
 from searchseg.task import pet
-from training import ablation, compare
+from training import ablation, compare, table_scores
 from training.bootstrap import miou, paired_bootstrap
 from training.evaluate import answers, evaluate_rows
 from training.files import read_lines
+from training.options import machine
 from training.presets import PARTS, PRESETS, RECIPES, Preset, RetrainSettings, recipe_of
 from training.retrain import Training, _balance
 from training.retrain_options import recipe_of_run
@@ -102,7 +103,9 @@ def run(data: Path, out: Path, *more: str) -> int:
     return compare.main([*words, *place, *more])
 
 
-def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_from_rows(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "table"
     assert run(data, out, "--systems", "unet,searchnet") == 0
     document = json.loads((out / "table.json").read_text())
@@ -147,8 +150,14 @@ def test_a_table_from_rows(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     against = intervals_of(document["trainings"], out)
     assert document["against searchnet"] == against and set(against) == {"unet"}
 
+    about = machine()
+    place = f"trained in 1 process of 1 thread on {about['device']}, torch"
+    assert f"{place} {about['torch']}." in text
+    monkeypatch.setattr(table_scores, "machine", lambda: {**about, "torch": "9.9"})
     before = (out / "unet-seed0" / "model.safetensors").stat().st_mtime_ns
     assert run(data, out, "--systems", "fcn") == 0
+    told = f"{place} {about['torch']} (searchnet, unet); {place.removeprefix('trained in ')} 9.9 (fcn)."
+    assert told in (out / "table.md").read_text(), "it grew on another machine than it began on"
     grown = json.loads((out / "table.json").read_text())["trainings"]
     assert [record["system"] for record in grown] == ["searchnet", "unet", "fcn"]
     assert (out / "unet-seed0" / "model.safetensors").stat().st_mtime_ns == before, "trained twice"

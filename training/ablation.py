@@ -36,7 +36,7 @@ from training.retrain_options import add_training_options, retrain_settings
 from training.runs import add_run_options, parse, perform, record_settings, recorded
 from training.systems import RESULT, System, run_system
 from training.table import SHIPPED, add_scoring_options, rows_of
-from training.table_scores import COUNTS, Origin
+from training.table_scores import COUNTS, Origin, trained_on
 
 CAVEAT = (
     "Each row has the parts of the rows above it, so what a part brings depends on the order. The interval "
@@ -123,8 +123,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         "epoch chosen on": f"{args.validation or f'{args.hold_out} of it'}, {len(rows.validation)} rows",
         "scored on": f"{args.test}, at the size of the mask", "rule": task.note, "preset": args.preset,
         "epochs": settings.epochs, "batch": settings.batch_size, "size": "{}x{}".format(*settings.shape),
-        "seeds": args.seeds, "processes": began["processes"], "machine": began["machine"]["device"],
-        "torch": began["machine"]["torch"],
+        "seeds": args.seeds,
     }  # fmt: skip
     origin = Origin(dataset_name(data), revision, args.test, began)
     for seed in range(args.seeds):
@@ -137,6 +136,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     if accelerator.is_main_process:
         folders = [args.out / f"{n}-seed{seed}" for n in range(len(planned)) for seed in range(args.seeds)]
         records = [json.loads((folder / RESULT).read_text()) for folder in folders]
+        protocol["trained in"] = trained_on(records)
         document = {"protocol": protocol, "command": began["command"], "trainings": records}
         write_atomically(args.out / "ablation.json", json.dumps(document, indent=2) + "\n")
         stated = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)

@@ -119,7 +119,7 @@ def run_system(
                 "system": name,
                 "seed": seed,
                 **scores,
-                **provenance(folder, task, rows, origin, recipe, seed),
+                **provenance(folder, task, rows, origin, recipe, seed, accelerator.num_processes),
             }
             _keep_chosen(folder)
             write_atomically(folder / RESULT, json.dumps(record, indent=2) + "\n")

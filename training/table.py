@@ -165,8 +165,6 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         "preset": args.preset, "recipe": args.recipe, "epochs": settings.epochs, "batch": settings.batch_size,
         "size": "{}x{}".format(*settings.shape),
         "encoder weights": args.encoder_weights or "none, from scratch", "genotype": genotype.id,
-        "processes": began["processes"], "machine": began["machine"]["device"],
-        "torch": began["machine"]["torch"],
     }  # fmt: skip
     origin = Origin(dataset_name(data), revision, args.test, began)
     systems = in_order(args.systems.split(","))

@@ -15,7 +15,7 @@ from searchseg.task import Task
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
 from training.systems import System
-from training.table_scores import COUNTS
+from training.table_scores import COUNTS, trained_on
 
 # Zhu & Ma 2023, tables of the experiments: (Dice loss, mIoU in percent); their protocol is not stated
 PAPER = {
@@ -153,6 +153,7 @@ def write_report(
     `turns`: what `seconds_in_turns` found.
     """
     intervals = intervals_of(records, out)
+    protocol = {**protocol, **({"trained in": trained_on(records)} if records else {})}
     document = {
         "protocol": protocol,
         "command": command,
