@@ -33,9 +33,9 @@ DATA = {
 LIMITS = {
     "pet": (
         "It was trained on photos of one cat or dog that fills much of the picture. Other animals, several "
-        "pets, drawings, far-away pets and, unless it was trained with corruptions, night shots are outside of "
-        "what it has learned, and it will then mark the wrong region without saying so. Masks are computed at {size} and enlarged: hair and "
-        "whiskers are not resolved."
+        "pets, drawings{night} and far-away pets are outside of what it has learned, and it will then mark "
+        "the wrong region without saying so. Masks are computed at {size} and enlarged: hair and whiskers "
+        "are not resolved."
     ),
 }
 OTHER_LIMITS = (
@@ -50,7 +50,8 @@ def model_section(
     """The card of a network below its front matter; KeyError when a record lacks an entry."""
     config, protocol = model.config, metrics["protocol"]
     height, width = config.image_size
-    limits = LIMITS.get(protocol["task"], OTHER_LIMITS).format(size=f"{width}x{height} pixels")
+    night = "" if _learned_the_dark(metrics["training"]) else ", night shots"
+    limits = LIMITS.get(protocol["task"], OTHER_LIMITS).format(size=f"{width}x{height} pixels", night=night)
     sections = [
         f"# {model_title(config.architecture, metrics)}",
         ABOUT.get(config.architecture, ""),
@@ -207,6 +208,15 @@ def _finetuned(training: dict[str, Any], recipe: dict[str, Any]) -> str:
     if "finetuned" in earlier:
         learned += f", which was {_finetuned(earlier, recipe)}"
     return f"begun with the weights of {begun['model']}{at}{learned}{anew}"
+
+
+def _learned_the_dark(training: dict[str, Any]) -> bool:
+    """Whether a training, or one whose weights it began with, was with --corruptions."""
+    while training:
+        if training.get("recipe", {}).get("augment") == "corrupted":
+            return True
+        training = training.get("finetuned", {}).get("training", {})
+    return False
 
 
 def _architecture(model: nn.Module) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from PIL import Image
 from searchseg import task as tasks
 from searchseg.cost import count_macs
 from searchseg.genotype import random_genotype
+from training.checkpoint import save_checkpoint
 from training.networks import searchnet
 from training.presets import PRESETS, RECIPES, RetrainSettings, SearchMethod
-from training.retrain import retrain
+from training.retrain import main, retrain
 from training.search import derived_shape, search
 from training.together import normalise_together
 
@@ -63,7 +64,7 @@ def in_memory() -> Iterator[dict[Path, dict[str, Any]]]:
         kept[path] = copy.deepcopy(state)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.loop.load_checkpoint", kept.get)
+        patch.setattr("training.loop.load_checkpoint", lambda path: copy.deepcopy(kept.get(path)))
         patch.setattr("training.loop.save_checkpoint", save)
         yield kept
 
@@ -94,3 +95,22 @@ def begin(name: str, rows: Any, out: Path, accelerator: Accelerator, sync: bool 
         normalise_together(net)
     recipe = RECIPES["paper" if name == "paper recipe" else "strong"]
     retrain(net, FINAL, recipe, TASK, rows, out, accelerator, seed=3)
+
+
+def stop_after(epoch: int) -> Callable[[Path, dict], None]:
+    """Saves, and then is Ctrl-C once so many epochs are done."""
+
+    def save_then_stop(path: Path, state: dict) -> None:
+        save_checkpoint(path, state)
+        if state["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    return save_then_stop
+
+
+def train_with_a_stop(words: list[str], out: Path) -> None:
+    """A retraining that Ctrl-C ends after its first epoch, and that goes on from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.loop.save_checkpoint", stop_after(1))
+        assert main(words) == 130
+    assert main(["--resume", str(out)]) == 0

@@ -1,5 +1,6 @@
 """Proves that the benchmarks of speed measure what they name, on small networks, and fill their tables."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -43,21 +44,38 @@ def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path
     assert "16 px x2" in capsys.readouterr().out
 
 
-def test_rows_timed_before_an_interruption_are_in_the_file(model, monkeypatch, tmp_path):
+def test_rows_timed_before_an_interruption_are_in_the_file(model, monkeypatch, tmp_path, capsys):
     file = tmp_path / "rows.json"
-    command = ["segment", "--models", str(model), "--no-paper-unet", "--runs", "2", "--threads", "1", "2"]
-    command += ["--sizes", "16", "--pictures", "1", "--ways", "Segmenter", "--json", str(file)]
-    child = benchmark_segment._child
+    row = {"system": "tiny", "way": "Segmenter", "size": 16, "pictures": 1, "threads": 1, "runs": 2}
 
     def interrupted(args, threads, *what):
-        if threads == 2:
-            raise KeyboardInterrupt
-        return child(args, threads, *what)
+        yield {**row, "seconds": None, "once": 9.0}
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark_segment, "_child", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    command = ["segment", "--models", str(model), "--json", str(file)]
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark_segment, "_child", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(command)
+    (kept,) = json.loads(file.read_text())["rows"]
+    assert kept["once"] == 9.0
+    document = json.loads(file.read_text())
+    document["machine"]["device"] = "abacus"
+    file.write_text(json.dumps(document))
+    with pytest.raises(SystemExit, match=r"figures of another machine \(abacus"):
         main(command)
-    assert [row["threads"] for row in json.loads(file.read_text())["rows"]] == [1]
+    assert main([*command, "--show"]) == 0 and "[9000]" in capsys.readouterr().out
+
+
+def test_without_models_the_unet_of_the_paper_is_alone():
+    parser = argparse.ArgumentParser()
+    benchmark_segment.add_segment_options(parser)
+    alone = set(benchmark_segment._systems(parser.parse_args(["--models"])))
+    assert alone == {(benchmark_segment.PAPER_UNET, way) for way in ("as trained", "Segmenter")}
+    with pytest.raises(SystemExit, match="no model in --models"):
+        main(["segment", "--models", "--no-paper-unet", "--child"])
+    with pytest.raises(SystemExit, match="nothing was timed"):
+        main(["segment", "--models", "--ways", "onnxruntime", "--threads", "1"])
 
 
 def test_where_no_model_or_no_mark_is_the_benchmark_says_so(tmp_path):

@@ -79,6 +79,18 @@ def test_datasets_and_base_model_are_hub_ids_or_left_out(folder):
     assert data.datasets == ["me/pets"] and data.base_model == "me/older"
 
 
+def test_the_limits_know_what_an_earlier_training_learned(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["protocol"]["task"] = "pet"
+    told = []
+    for augment in ("strong", "corrupted"):
+        earlier = {"finetuned": {"model": "a", "fresh": [], "training": {"recipe": {"augment": augment}}}}
+        metrics["training"] |= {"finetuned": {"model": "b", "fresh": [], "training": earlier}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        told.append("night shots" in card_of(folder))
+    assert told == [True, False]
+
+
 @pytest.mark.parametrize(
     "name", ["folder pet", "pet", "../shared/data/pet", "/data/pet", "a/b/c", None, 3, ""]
 )

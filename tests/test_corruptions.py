@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_finetune import train_with_a_stop
+from courses import train_with_a_stop
 from test_run import command, data, tiny_preset  # noqa: F401  (fixtures)
 from torch import Tensor
 from torchvision import tv_tensors

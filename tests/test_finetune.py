@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from courses import stop_after
 from huggingface_hub import ModelCard
 from test_run import command, data, tiny_preset  # noqa: F401  (fixtures)
 
@@ -21,7 +21,6 @@ from searchseg.genotype import random_genotype
 from searchseg.pretrained import WEIGHTS, PretrainedError, save_pretrained
 from searchseg.task import Task, camvid, custom, pet
 from training import retrain
-from training.checkpoint import save_checkpoint
 from training.networks import baseline, begun_with, searchnet
 from training.presets import RECIPES, RetrainSettings
 
@@ -90,25 +89,6 @@ def test_no_model_is_one_sentence(tmp_path, data, capsys):  # noqa: F811
         with pytest.raises(SystemExit):
             retrain.main(command(data, tmp_path / "new", "--finetune", str(tmp_path), *words))
         assert told in capsys.readouterr().err
-
-
-def stop_after(epoch: int) -> Callable[[Path, dict], None]:
-    """Saves, and then is Ctrl-C once so many epochs are done."""
-
-    def save_then_stop(path: Path, state: dict) -> None:
-        save_checkpoint(path, state)
-        if state["epoch"] == epoch:
-            raise KeyboardInterrupt
-
-    return save_then_stop
-
-
-def train_with_a_stop(words: list[str], out: Path) -> None:
-    """A retraining that Ctrl-C ends after its first epoch, and that goes on from there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.loop, "save_checkpoint", stop_after(1))
-        assert retrain.main(words) == 130
-    assert retrain.main(["--resume", str(out)]) == 0
 
 
 def test_a_run_begins_where_the_other_ended_and_goes_on_without_it(data, tmp_path, monkeypatch):  # noqa: F811

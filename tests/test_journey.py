@@ -50,7 +50,8 @@ def test_from_rows_to_the_page(data, tmp_path):
     found, net = tmp_path / "search", tmp_path / "models" / "net"
     smoke = ("--task", "pet", "--data", data, "--preset", "smoke", "--cpu")
 
-    run(search.main, *smoke, "--epochs", 2, "--split", "train[:32]", "--out", found)  # the second with alpha
+    # two steps an epoch, the second epoch with alpha
+    run(search.main, *smoke, "--epochs", 2, "--split", "train[:32]", "--out", found)
     genotype = searchseg.Genotype.from_json((found / "genotype.json").read_text())
     history = [json.loads(line) for line in (found / "history.jsonl").read_text().splitlines()]
     assert [record["phase"] for record in history] == ["warmup", "search"]

@@ -22,7 +22,7 @@ from training import ablation, compare, table_scores
 from training.bootstrap import miou, paired_bootstrap
 from training.evaluate import answers, evaluate_rows
 from training.files import read_lines
-from training.options import machine
+from training.options import hardware_of, machine
 from training.presets import PARTS, PRESETS, RECIPES, Preset, RetrainSettings, recipe_of
 from training.retrain import Training, _balance
 from training.retrain_options import recipe_of_run
@@ -151,12 +151,14 @@ def test_a_table_from_rows(
     assert document["against searchnet"] == against and set(against) == {"unet"}
 
     about = machine()
-    place = f"trained in 1 process of 1 thread on {about['device']}, torch"
-    assert f"{place} {about['torch']}." in text
+    place = f"1 process of 1 thread on {about['device']}, torch"
+    assert f"hardware {place} {about['torch']}." in text
     monkeypatch.setattr(table_scores, "machine", lambda: {**about, "torch": "9.9"})
+    settings = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps({**settings, "processes": 2}))  # as if two had begun it
     before = (out / "unet-seed0" / "model.safetensors").stat().st_mtime_ns
     assert run(data, out, "--systems", "fcn") == 0
-    told = f"{place} {about['torch']} (searchnet, unet); {place.removeprefix('trained in ')} 9.9 (fcn)."
+    told = f"hardware {place} {about['torch']} (SEARCH-Net, UNet); {place} 9.9 (FCN)."
     assert told in (out / "table.md").read_text(), "it grew on another machine than it began on"
     grown = json.loads((out / "table.json").read_text())["trainings"]
     assert [record["system"] for record in grown] == ["searchnet", "unet", "fcn"]
@@ -288,12 +290,24 @@ def test_ablation_adds_a_part_at_a_time(data: Path, tmp_path: Path) -> None:
     text = (out / "ablation.md").read_text()
     assert all(f"| {label} |" in text for label, _ in rows) and text.count(" [") == len(rows) - 1
     assert from_pretrained(out / "0-seed0").config.image_size == (32, 48)
-    assert "seeds held fixed" in text
+    assert "seeds held fixed" in text and "hardware 1 process of 1 thread on" in text
     assert not (out / "genotype.json").exists(), "a UNet has none"
     before = (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns
     assert ablation.main(["--resume", str(out)]) == 0
     assert (out / "0-seed0" / "model.safetensors").stat().st_mtime_ns == before, "trained twice"
     assert (out / "ablation.md").read_text().split("Command")[0] == text.split("Command")[0]
+
+
+def test_hardware_is_told_by_name_where_it_differs() -> None:
+    def on(device: str, processes: int, threads: int) -> dict[str, object]:
+        return {"machine": {"device": device, "threads": threads, "torch": "9"}, "processes": processes}
+
+    first, other = on("abacus", 2, 1), on("slide rule", 1, 4)
+    assert hardware_of([("a", first), ("b", first)]) == "2 processes of 1 thread on abacus, torch 9"
+    assert hardware_of([("a", first), ("b", other), ("c", first), ("d", {})]) == (
+        "2 processes of 1 thread on abacus, torch 9 (a, c); "
+        "1 process of 4 threads on slide rule, torch 9 (b); not on record (d)"
+    )
 
 
 def test_only_three_classes_or_more_are_balanced(monkeypatch: pytest.MonkeyPatch) -> None:

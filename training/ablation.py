@@ -30,13 +30,13 @@ from searchseg.task import TaskError
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
 from training.networks import genotype_of
-from training.options import Manual, add_data_options, data_of, dataset_name, task_of
+from training.options import Manual, add_data_options, data_of, dataset_name, hardware_of, task_of
 from training.presets import PARTS, recipe_of
 from training.retrain_options import add_training_options, retrain_settings
 from training.runs import add_run_options, parse, perform, record_settings, recorded
 from training.systems import RESULT, System, run_system
 from training.table import SHIPPED, add_scoring_options, rows_of
-from training.table_scores import COUNTS, Origin, trained_on
+from training.table_scores import COUNTS, Origin
 
 CAVEAT = (
     "Each row has the parts of the rows above it, so what a part brings depends on the order. The interval "
@@ -136,7 +136,9 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
     if accelerator.is_main_process:
         folders = [args.out / f"{n}-seed{seed}" for n in range(len(planned)) for seed in range(args.seeds)]
         records = [json.loads((folder / RESULT).read_text()) for folder in folders]
-        protocol["trained in"] = trained_on(records)
+        labels = [f"{label}, seed {seed}" for label, _ in planned for seed in range(args.seeds)]
+        trainings = zip(labels, (record["training"] for record in records), strict=True)
+        protocol["hardware"] = hardware_of(trainings)
         document = {"protocol": protocol, "command": began["command"], "trainings": records}
         write_atomically(args.out / "ablation.json", json.dumps(document, indent=2) + "\n")
         stated = ", ".join(f"{key} {value}" for key, value in protocol.items() if value is not None)

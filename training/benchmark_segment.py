@@ -43,9 +43,8 @@ KEY = ("system", "way", "size", "pictures", "threads")
 def add_segment_options(parser: argparse.ArgumentParser) -> None:
     """Options of `python -m training.benchmark segment`."""
     numbers: dict[str, Any] = {"type": int, "nargs": "+"}
-    parser.add_argument(
-        "--models", type=Path, nargs="+", default=[SHIPPED], help="model folders, or folders of them"
-    )
+    models = "model folders, or folders of them; nothing: the UNet of the paper alone"
+    parser.add_argument("--models", type=Path, nargs="*", default=[SHIPPED], help=models)
     parser.add_argument("--sizes", **numbers, default=[128, 256, 512], help="sides of the input, pixels")
     parser.add_argument("--pictures", **numbers, default=[1, 4, 16], help="pictures a call")
     parser.add_argument("--threads", **numbers, default=[1, 2], help="numbers of threads, a process each")
@@ -78,20 +77,27 @@ def benchmark_segment(args: argparse.Namespace) -> None:
         )
     rows = {tuple(row[k] for k in KEY): row for row in known["rows"]}
     about, memory = known.get("machine", machine()), known.get("memory", [])
+    if not args.show and any(about[key] != machine()[key] for key in ("device", "torch")):
+        where = f"{about['device']}, torch {about['torch']}"
+        raise SystemExit(f"{args.json} has figures of another machine ({where}): choose another file")
+    timed: set[tuple[str, str]] = set()
     for threads in () if args.show else args.threads:
         for row in _child(args, threads, "--child"):
             rows[tuple(row[k] for k in KEY)] = row
+            timed.add((row["system"], row["way"]))
             print(line(row), flush=True)
             _keep(args.json, about, rows, memory)
+    if not rows:
+        raise SystemExit("nothing was timed: onnxruntime runs the networks of --models alone")
     if args.memory:
-        memory = list(_memories(args, {(row["system"], row["way"]) for row in rows.values()}))
+        memory = list(_memories(args, timed))
         _keep(args.json, about, rows, memory)
     text = markdown(list(rows.values()), memory, about)
     between_marks(args.into, "segment", text) if args.into else print(text)
 
 
 def _keep(path: Path | None, about: Any, rows: dict[Any, dict[str, Any]], memory: list[Any]) -> None:
-    """Write what is known by now: some rows take half an hour, and none is to be lost to an interruption."""
+    """Write what is known by now: a size with a number of pictures may take half an hour."""
     if path:
         document = {"machine": about, "rows": list(rows.values()), "memory": memory}
         write_atomically(path, json.dumps(document, indent=1) + "\n")
@@ -125,7 +131,7 @@ def folders(paths: list[Path]) -> list[Path]:
         if (folder / "config.json").exists()
     ]
     if not found:
-        raise SystemExit(f"no model in {', '.join(map(str, paths))}")
+        raise SystemExit(f"no model in {', '.join(map(str, paths)) or '--models'}")
     return found
 
 
@@ -135,9 +141,15 @@ def _ready(model: nn.Module, way: str, size: int) -> nn.Module:
     return model.eval() if way == "as trained" else faster(model)
 
 
+def _model_folders(args: argparse.Namespace) -> dict[str, Path]:
+    """Those of --models by name; none where only the UNet of the paper is asked for."""
+    alone = not args.models and not args.no_paper_unet
+    return {} if alone else {folder.name: folder for folder in folders(args.models)}
+
+
 def _systems(args: argparse.Namespace) -> Systems:
     """The networks by name and way; onnxruntime's are made for each size, here they stand as trained."""
-    models = {folder.name: searchseg.from_pretrained(folder) for folder in folders(args.models)}
+    models = {name: searchseg.from_pretrained(folder) for name, folder in _model_folders(args).items()}
     found = {(name, way): model for (name, model), way in itertools.product(models.items(), args.ways)}
     if not args.no_paper_unet:
         torch.manual_seed(0)
@@ -199,8 +211,7 @@ def _call(network: nn.Module, image: torch.Tensor) -> Callable[[], object]:
 
 def _memory(args: argparse.Namespace) -> dict[str, float]:
     system, way, size = json.loads(args.memory_of)
-    by_name = {folder.name: folder for folder in folders(args.models)}
-    model = UNet() if system == PAPER_UNET else searchseg.from_pretrained(by_name[system])
+    model = UNet() if system == PAPER_UNET else searchseg.from_pretrained(_model_folders(args)[system])
     _call(_ready(model, way, size), torch.randn(1, 3, size, size))()
     return {"peak_mb": peak_memory()}
 

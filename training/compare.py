@@ -36,7 +36,7 @@ from training import table
 from training.evaluate import evaluate_rows
 from training.files import read_lines, write_atomically
 from training.networks import read_genotype, searchnet
-from training.options import Manual, add_data_options, data_of, dataset_name, machine, task_of
+from training.options import Manual, add_data_options, data_of, dataset_name, hardware_of, machine, task_of
 from training.presets import RECIPES, RetrainSettings
 from training.retrain import retrain
 from training.retrain_options import add_training_options, retrain_settings
@@ -107,6 +107,8 @@ def compare(
                     "parameters": parameters(kept),
                     "macs": macs(kept, (1, 3, *settings.shape)),
                     "minutes": sum(r["seconds"] for r in read_lines(folder / "history.jsonl")) / 60,
+                    "machine": machine(),
+                    "processes": accelerator.num_processes,
                 }
                 if accelerator.is_main_process:
                     write_atomically(folder / RESULT, json.dumps(record, indent=2) + "\n")
@@ -245,12 +247,13 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         "data": dataset_name(data), "split": args.split, "rows": len(rows), "held out": args.hold_out,
         "preset": args.preset, "recipe": args.recipe, "epochs": settings.epochs, "size": settings.size,
         "retraining seeds": args.seeds, "rule": task.note, "random within": within,
-        "processes": accelerator.num_processes, "machine": machine()["device"],
-        "torch": machine()["torch"],
     }  # fmt: skip
 
     def report(records: list[dict[str, Any]]) -> None:
         if accelerator.is_main_process:
+            protocol["hardware"] = hardware_of(
+                (f"{record['name']}, seed {record['seed']}", record) for record in records
+            )
             document = {"protocol": protocol, "command": command, "summary": summary(records)}
             text = json.dumps({**document, "trainings": records}, indent=2) + "\n"
             write_atomically(args.out / "compare.json", text)
@@ -260,7 +263,7 @@ def _run(args: argparse.Namespace, accelerator: Accelerator, command: str) -> No
         entries, args.seeds, settings, args.recipe, task, rows, args.hold_out, args.out, accelerator, test,
         args.workers, report,
     )  # fmt: skip
-    report(records)
+    report(records)  # which adds the hardware to the protocol
     accelerator.print(markdown(records, protocol))
 
 

@@ -136,7 +136,8 @@ def result(out: Path, state: dict[str, Any] | None = None) -> list[Any]:
     history = [{**line, "seconds": 0} for line in read_lines(out / "history.jsonl")]
     records = [(out / name).read_text() for name in ("search/alpha.jsonl",) if (out / name).exists()]
     weights = [path.read_bytes() for path in sorted(out.glob("*.safetensors"))]
-    return [history, records, weights, list(_leaves(state or load_checkpoint(out / CHECKPOINT)))]
+    state = load_checkpoint(out / CHECKPOINT) if state is None else state
+    return [history, records, weights, list(_leaves(state))]
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,22 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "searchseg": searchseg.__version__,
     }
+
+
+def hardware_of(trainings: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """What finished the trainings, from their names and records with `machine` and `processes`; with the
+    names of those of each kind where they differ, as those of a table that grew elsewhere do."""
+    found: dict[str, list[str]] = {}
+    for name, training in trainings:
+        place = "not on record"
+        if "machine" in training:
+            about, count = training["machine"], training["processes"]
+            place = f"{count} process{'es' * (count > 1)} of {about['threads']} thread"
+            place += f"{'s' * (about['threads'] > 1)} on {about['device']}, torch {about['torch']}"
+        found.setdefault(place, []).append(name)
+    if len(found) < 2:
+        return next(iter(found), "nothing was trained")
+    return "; ".join(f"{place} ({', '.join(names)})" for place, names in found.items())
 
 
 def command_line(module: str, args: list[str] | None) -> str:

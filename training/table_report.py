@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import numpy as np
 from searchseg.task import Task
 from training.bootstrap import paired_bootstrap
 from training.files import write_atomically
+from training.options import hardware_of
 from training.systems import System
-from training.table_scores import COUNTS, trained_on
+from training.table_scores import COUNTS
 
 # Zhu & Ma 2023, tables of the experiments: (Dice loss, mIoU in percent); their protocol is not stated
 PAPER = {
@@ -82,6 +83,13 @@ def table(
         cells = [_mean([row["iou"] for row in rows], name) for name in classes]
         lines.append(f"| {System(system).title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _trainings(records: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    several = any(record["seed"] for record in records)
+    for record in records:
+        seed = f" seed {record['seed']}" if several else ""
+        yield f"{System(record['system']).title}{seed}", record["training"]
 
 
 def _mean(rows: list[dict[str, Any]], key: str, digits: int = 4) -> str:
@@ -153,7 +161,7 @@ def write_report(
     `turns`: what `seconds_in_turns` found.
     """
     intervals = intervals_of(records, out)
-    protocol = {**protocol, **({"trained in": trained_on(records)} if records else {})}
+    protocol = {**protocol, "hardware": hardware_of(_trainings(records))}
     document = {
         "protocol": protocol,
         "command": command,

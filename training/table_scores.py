@@ -92,7 +92,8 @@ def provenance(
 ) -> dict[str, Any]:
     """What the scores are worth: the protocol of the scoring, and how the network was trained.
 
-    Machine and number of processes are those of now: a table may grow on another machine than it began on.
+    Machine and number of processes are those that finished it: a table may grow on another machine than it
+    began on.
     """
     history = read_lines(folder / "history.jsonl")
     config = ModelConfig.from_json((folder / CONFIG).read_bytes())
@@ -113,22 +114,6 @@ def provenance(
             "epochs_done": len(history), "minutes": sum(row["seconds"] for row in history) / 60,
         },
     }  # fmt: skip
-
-
-def trained_on(records: list[dict[str, Any]]) -> str:
-    """On what the networks of these records were trained; by name where it was not the same for all."""
-    found: dict[str, dict[str, None]] = {}
-    for record in records:
-        training = record["training"]
-        about, count = training["machine"], training["processes"]
-        place = (
-            f"{count} process{'es' * (count > 1)} of {about['threads']} thread{'s' * (about['threads'] > 1)}"
-        )
-        place += f" on {about['device']}, torch {about['torch']}"
-        found.setdefault(place, {})[record["system"]] = None
-    if len(found) == 1:
-        return next(iter(found))
-    return "; ".join(f"{place} ({', '.join(names)})" for place, names in found.items())
 
 
 def _speed(
