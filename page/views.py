@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from searchseg import Segmentation
+from searchseg.config import REDUCING_GAP
 from searchseg.segmenter import png_options
 
 MOST_COLUMNS = 4  # of a table on a phone
@@ -33,10 +34,11 @@ def picture_view(
 ) -> str:
     """The element for any picture and ids of its pixels; both are shown at DISPLAYED_SIDE at most."""
     size = fitted(image.size)
-    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0) if size != image.size else image
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=REDUCING_GAP)
     ids = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
     attributes = {
-        "picture": _data(small, "JPEG", quality=88),
+        "picture": _data(image, "JPEG", quality=88),
         "mask": _data(ids, "PNG", **png_options(ids)),
         "classes": json.dumps(classes),
         "keep": json.dumps(list(kept)),

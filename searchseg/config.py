@@ -20,6 +20,7 @@ from searchseg.genotype import no_duplicates
 SCHEMA = 1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+REDUCING_GAP = 2.0  # how much larger than its goal a picture stays when whole pixels are averaged first
 LARGEST_SIDE = 4096  # of a network's input; bounds what a strange config.json can cost
 
 
@@ -83,7 +84,7 @@ class ModelConfig:
         """An RGB picture as the network wants it: (3, H, W) float32, resized to `image_size` and
         normalised."""
         height, width = self.image_size
-        small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=REDUCING_GAP)
         return self.normalise(torch.from_numpy(np.array(small)).permute(2, 0, 1))
 
     def normalise(self, pixels: Tensor) -> Tensor:

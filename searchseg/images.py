@@ -44,6 +44,7 @@ ORIENTATIONS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+TURNED = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
 
 NO_PICTURE = (
     "This file is not a readable JPEG, PNG, WEBP, BMP or GIF picture. "
@@ -90,7 +91,7 @@ def read_image(source: Image.Image | str | os.PathLike[str] | bytes | np.ndarray
     if isinstance(source, np.ndarray):
         return _decode(_from_array(source), ours=True)
     if isinstance(source, (str, os.PathLike)):
-        source = _read_file(source)
+        source = read_file(source)
     if not isinstance(source, bytes):
         raise ImageError(
             f"A picture must be a file, its bytes, a PIL image or an (H, W, 3) uint8 array, "
@@ -100,8 +101,25 @@ def read_image(source: Image.Image | str | os.PathLike[str] | bytes | np.ndarray
         return _decode(image, ours=True)
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file, at most MAX_FILE_BYTES + 1 of them."""
+def read_reduced(data: bytes, least: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture of a file as `read_image` gives it, and its own size (width, height).
+
+    A JPEG comes at a half, a quarter or an eighth of its sides where both keep `least` pixels: libjpeg then
+    computes no others, which takes less time and memory. ImageError as from `read_image`: it reads as much of
+    the file.
+    """
+    with _open(data) as image:
+        whole = image.size
+        with _decoder_errors():
+            _check_size(*whole)
+            image.draft(image.mode, (least, least))  # only a JPEG does anything with it
+        reduced, small = image.size != whole, _decode(image, ours=True)
+        turned = ORIENTATIONS.get(_orientation(image.info.get("exif"))) in TURNED
+        return small, small.size if not reduced else whole[::-1] if turned else whole
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a regular file, at most MAX_FILE_BYTES + 1 of them; ImageError where it has none."""
     if isinstance(path, str) and URL.match(path):
         raise ImageError("This is a web address, not a file. Save the picture and choose the saved file.")
     try:

@@ -8,8 +8,9 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageColor
 from torch import Tensor, nn
 
-from searchseg.config import ModelConfig
+from searchseg.config import REDUCING_GAP, ModelConfig
 from searchseg.fast import faster
 from searchseg.fold import folded
-from searchseg.images import read_image
+from searchseg.images import read_file, read_image, read_reduced
 from searchseg.onnx import OnnxNetwork
 from searchseg.pretrained import fingerprint, from_pretrained
 from searchseg.task import IGNORE
@@ -30,12 +31,27 @@ BAND_VALUES = 2**17  # of one class at full width at a time: bounds memory, and 
 GPU_BAND_VALUES = 2**22
 
 
+class _Picture:
+    """A field that holds a picture, or what reads it once it is asked for."""
+
+    def __get__(self, owner: Segmentation | None, kind: object) -> Any:
+        if owner is None:
+            return self
+        known = owner.__dict__["image"]
+        if not isinstance(known, Image.Image):
+            known = owner.__dict__["image"] = known()
+        return known
+
+    def __set__(self, owner: Segmentation, value: Image.Image | Callable[[], Image.Image]) -> None:
+        owner.__dict__["image"] = value
+
+
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth
 class Segmentation:
     """A picture with the class of every pixel.
 
-    image: the upright RGB picture; mask: (H, W) uint8 class ids of the same size; classes and colors by
-    class id; seconds: from the upright picture to the mask.
+    image: the upright RGB picture, that of a large JPEG file decoded when it is first asked for; mask: (H, W)
+    uint8 class ids of the same size; classes and colors by class id; seconds: from picture to mask.
     """
 
     image: Image.Image
@@ -88,6 +104,10 @@ class Segmentation:
         return json.dumps(
             {"height": height, "width": width, "classes": rows, "seconds": round(self.seconds, 4)}
         )
+
+
+# behind the class, where it would be a default; a type checker sees the picture itself
+Segmentation.image = _Picture()  # type: ignore[assignment]
 
 
 class Segmenter:
@@ -151,20 +171,43 @@ class Segmenter:
     @torch.inference_mode()
     def __call__(self, image: Image.Image | str | os.PathLike[str] | bytes | np.ndarray) -> Segmentation:
         """Segment a PIL image, path, bytes or (H, W, 3) uint8 array; ImageError when it is not a usable
-        picture."""
-        picture = read_image(image)
+        picture.
+
+        The network sees a large JPEG file decoded at a half, a quarter or an eighth of its sides, where that
+        is twice its input or more, as `ModelConfig.tensor` reduces other large pictures.
+        """
+        small, size, whole = self._read(image)
         began = time.perf_counter()
-        (mask,) = self.masks([picture])
+        (mask,) = self.masks([small], sizes=[size])
         seconds = time.perf_counter() - began
-        return Segmentation(picture, mask, self.config.classes, self.config.colors, seconds)
+        return Segmentation(whole, mask, self.config.classes, self.config.colors, seconds)
+
+    def _read(
+        self, image: Image.Image | str | os.PathLike[str] | bytes | np.ndarray
+    ) -> tuple[Image.Image, tuple[int, int], Any]:
+        """The picture for the network, the size (width, height) of the whole one, and that or its reader."""
+        if isinstance(image, (str, os.PathLike)):
+            image = read_file(image)
+        if isinstance(image, bytes):
+            small, size = read_reduced(image, round(REDUCING_GAP * max(self.config.image_size)))
+            return small, size, small if small.size == size else functools.partial(read_image, image)
+        picture = read_image(image)
+        return picture, picture.size, picture
 
     @torch.inference_mode()
-    def masks(self, pictures: Sequence[Image.Image], sure: float = 0.0) -> list[np.ndarray]:
+    def masks(
+        self, pictures: Sequence[Image.Image], sure: float = 0.0,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[np.ndarray]:  # fmt: skip
         """(H, W) uint8 class ids of upright RGB pictures of any sizes, which go through the network as one
-        batch, a large one in parts on a CPU; 255 where the best class has a probability below `sure`."""
+        batch, a large one in parts on a CPU; 255 where the best class has a probability below `sure`.
+
+        `sizes`: other ones (width, height) for the masks, where the pictures are reduced.
+        """
         batch = torch.stack([self.config.tensor(picture) for picture in pictures])
         scores = self._faster(batch.to(self.device, memory_format=torch.channels_last)).float()
-        masks = [class_ids(s, p.height, p.width) for s, p in zip(scores, pictures, strict=True)]
+        sizes = [picture.size for picture in pictures] if sizes is None else sizes
+        masks = [class_ids(s, height, width) for s, (width, height) in zip(scores, sizes, strict=True)]
         for mask, own in zip(masks, scores, strict=True) if sure else ():
             mask[doubtful(own, mask.shape[0], mask.shape[1], sure)] = IGNORE
         return masks

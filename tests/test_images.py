@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from searchseg import images
-from searchseg.images import ImageError, read_image
+from searchseg.images import ImageError, read_image, read_reduced
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 NOISE = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
@@ -435,6 +435,44 @@ def test_exif_orientation_puts_every_pixel_in_its_place(orientation):
         read_image(encode(Image.fromarray(blocks), "JPEG", subsampling=0, quality=95, **options)), int
     )
     assert np.abs(jpeg - UPRIGHT[orientation](blocks)).max() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_jpeg_can_come_reduced_and_tells_its_own_size(orientation):
+    smooth = Image.fromarray(NOISE).resize((800, 600), Image.Resampling.BICUBIC)
+    data = encode(smooth, "JPEG", quality=95, exif=orientation_exif(orientation))
+    whole = read_image(data)
+    for least, part in ((75, 8), (76, 4), (150, 4), (151, 2), (300, 2), (301, 1), (5000, 1)):
+        small, size = read_reduced(data, least)
+        assert size == whole.size and small.size == (whole.width // part, whole.height // part)
+        assert small.mode == "RGB" and small.info == {}
+        difference = np.asarray(small, int) - np.asarray(whole.reduce(part), int)
+        assert abs(difference).mean() < 1.5  # of 256: the same picture, the same way up
+    for file_format in ("PNG", "WEBP", "BMP", "GIF"):
+        small, size = read_reduced(encode(smooth, file_format), 75)
+        assert small.size == size == (800, 600)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_reduced_jpegs_of_other_modes_have_their_colours(mode):
+    picture = Image.new("RGB", (160, 160), (200, 120, 40)).convert(mode)
+    data = encode(picture, "JPEG", quality=95)
+    small, _ = read_reduced(data, 20)
+    assert small.size == (20, 20)
+    assert np.abs(np.asarray(small, int) - np.asarray(read_image(data), int)[:20, :20]).max() <= 2
+
+
+def test_a_reduced_jpeg_is_bounded_and_read_to_its_end():
+    picture = Image.fromarray(NOISE).resize((640, 480))
+    data = encode(picture, "JPEG")
+    for broken in (data[: len(data) // 2], data[:200], b""):
+        with pytest.raises(ImageError):
+            read_reduced(broken, 60)
+    huge = bytearray(encode(Image.new("RGB", (16, 16)), "JPEG"))
+    start = huge.index(b"\xff\xc0") + 5
+    huge[start : start + 4] = struct.pack(">HH", 8000, 8000)  # 64 megapixels
+    with pytest.raises(ImageError, match="million pixels"):
+        read_reduced(bytes(huge), 8)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "I;16", "CMYK"])

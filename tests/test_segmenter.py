@@ -231,6 +231,44 @@ def test_rubbish_is_an_image_error(segmenter, rubbish):
         segmenter(rubbish)
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_whole_only_for_its_picture(segmenter, tmp_path, monkeypatch, orientation):
+    exif, path = Image.Exif(), tmp_path / "photo.jpg"
+    exif[0x0112] = orientation
+    noise(640, 480).save(path, quality=90, exif=exif)
+    read, whole = [], module.read_image
+
+    def noted(source):
+        read.append(source)
+        return whole(source)
+
+    monkeypatch.setattr(module, "read_image", noted)
+    for source in (path, str(path), path.read_bytes()):
+        read.clear()
+        result = segmenter(source)
+        assert result.mask.shape == ((480, 640) if orientation == 1 else (640, 480))
+        assert sum(result.shares.values()) == pytest.approx(1) and result.to_json() and not read
+        exact = segmenter(whole(source))
+        assert (result.mask == exact.mask).mean() > 0.98 and len(set(exact.mask.ravel())) > 1
+        read.clear()
+        path.unlink(missing_ok=True)  # what was read once is not read again
+        assert np.array_equal(result.image, exact.image) and np.array_equal(result.overlay(0), exact.image)
+        assert len(read) == 1, "decoded again for the overlay"
+        if not isinstance(source, bytes):
+            noise(640, 480).save(path, quality=90, exif=exif)
+
+
+def test_a_picture_that_is_not_much_larger_than_the_input_is_decoded_once(segmenter, monkeypatch):
+    small = encoded(noise(127, 127), "JPEG")  # twice 64, where the input is 24x32, would be 128
+    png = encoded(noise(640, 480))
+    for data in (small, png):
+        exact = segmenter(module.read_image(data))
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "read_image", lambda source: pytest.fail("decoded twice"))
+            result = segmenter(data)
+        assert np.array_equal(result.mask, exact.mask) and np.array_equal(result.image, exact.image)
+
+
 MASK = np.array([[0, 0, 1, 2], [0, 1, 1, 2], [0, 0, 0, 0]], np.uint8)
 
 

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from searchseg.config import ModelConfig
+from searchseg.config import REDUCING_GAP, ModelConfig
 from searchseg.task import Task, TaskError
 from training.presets import Size, height_width
 
@@ -114,7 +114,7 @@ def as_pair(image: Image.Image, mask: np.ndarray, size: Size | None) -> tuple[Te
     """Picture (3, H, W) and mask (H, W), uint8 at `size`."""
     if size is not None:
         height, width = height_width(size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=REDUCING_GAP)
         mask = np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), torch.from_numpy(mask)
 
