@@ -166,9 +166,8 @@ def _load(folder: Path, fetch: Callable[[str, int], None]) -> nn.Module:
     fetch(WEIGHTS, _most_bytes(model))
     tensors = _read_weights(folder, model)
     if {name for name, _ in model.named_buffers()} <= set(model.state_dict()):
-        # copies, as the file may change; to_empty() would import sympy, most of a second of the page's start
-        owned = {name: tensor.clone() for name, tensor in tensors.items()}
-        model.load_state_dict(owned, strict=True, assign=True)
+        # assigned, as to_empty() would import sympy, most of a second of the page's start
+        model.load_state_dict(tensors, strict=True, assign=True)
     else:  # some encoders compute what they do not save; that takes a network built for good
         model = build(config, genotype)
         model.load_state_dict(tensors, strict=True)
@@ -243,7 +242,8 @@ def _read_weights(folder: Path, model: nn.Module) -> dict[str, Tensor]:
         stored = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise PretrainedError(f"{WEIGHTS} is damaged: {error}; get it again") from error
-    tensors = {name: tensor.to(wanted[name].dtype) for name, tensor in stored.items()}
+    # copies, as the file may change
+    tensors = {name: tensor.to(wanted[name].dtype, copy=True) for name, tensor in stored.items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise PretrainedError(f"{WEIGHTS}: {name} holds NaN or infinite values")
