@@ -32,6 +32,9 @@ def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path
     assert main([*command, "--sizes", "16", "--pictures", "2", "--memory"]) == 0
     assert main([*command, "as trained", "--sizes", "24", "--pictures", "1", "--budget", "0"]) == 0
     document = json.loads(file.read_text())
+    assert main([*command[:-1], "as trained", "--sizes", "16", "--pictures", "2", "--memory"]) == 0
+    ways = [m["way"] for m in json.loads(file.read_text())["memory"]]
+    assert ways == ["Segmenter", "as trained"], "it keeps those of other systems"
     assert [(r["way"], r["size"], r["pictures"], r["seconds"] is None) for r in document["rows"]] == [
         ("Segmenter", 16, 2, False), ("Segmenter", 24, 1, True), ("as trained", 24, 1, True),
     ]  # fmt: skip

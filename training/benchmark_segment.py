@@ -90,7 +90,9 @@ def benchmark_segment(args: argparse.Namespace) -> None:
     if not rows:
         raise SystemExit("nothing was timed: onnxruntime runs the networks of --models alone")
     if args.memory:
-        memory = list(_memories(args, timed))
+        size = max(args.sizes)  # a table has memory at one size
+        others = [m for m in memory if (m["system"], m["way"]) not in timed and m["size"] == size]
+        memory = [*others, *_memories(args, timed)]
         _keep(args.json, about, rows, memory)
     text = markdown(list(rows.values()), memory, about)
     between_marks(args.into, "segment", text) if args.into else print(text)
