@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from searchseg.cell import Cell
 from searchseg.fold import folded
+from searchseg.kernels import OrderedConv, Pointwise, PointwiseConv, as_picture, as_rows, onednn_works
+from searchseg.network import SearchNet
 from searchseg.operations import DilConv, MBConv, SepConv
+from searchseg.replay import Replayed
 
-CONVOLVE = torch.ops.mkldnn._convolution_pointwise
-MOST_SHAPES = 2  # of inputs that a convolution keeps ordered kernels for: each is a copy of them
 MOST_PIXELS = (
     2**18
 )  # of a batch that goes through at once, 4 pictures of 256x256; a larger picture goes alone
@@ -35,7 +36,7 @@ def faster(model: nn.Module) -> nn.Module:
     `folded(model)` in channels_last.
     """
     copy = folded(model).to(memory_format=torch.channels_last).requires_grad_(False)
-    if not _onednn_works() or any(p.dtype != torch.float32 for p in copy.parameters()):
+    if not onednn_works() or any(p.dtype != torch.float32 for p in copy.parameters()):
         return copy
     _keep_freed_memory()
     for owner in list(copy.modules()):
@@ -43,7 +44,7 @@ def faster(model: nn.Module) -> nn.Module:
             if type(child) is Cell and _all_folded(child):
                 setattr(owner, name, SummingCell(child))
     _order_kernels(copy)
-    return InParts(copy)
+    return InParts(Replayed(copy) if isinstance(copy, SearchNet) else copy)
 
 
 class InParts(nn.Module):
@@ -68,69 +69,6 @@ def _all_folded(cell: Cell) -> bool:
     """Whether its operations are ours and no batch norm is left, which the products would lose."""
     ours = all(type(edge) in READY for edge in cell.edges.values())
     return ours and not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in cell.modules())
-
-
-class OrderedConv(nn.Module):
-    """A convolution with the ReLU after it, its kernels in oneDNN's order for the shape of the input."""
-
-    def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
-        super().__init__()
-        self.weight, self.bias, self.relu = conv.weight, conv.bias, relu
-        self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        self._ordered: dict[torch.Size, Tensor] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = self._ordered.get(x.shape)
-        if kernel is None:
-            kernel = self._order(x.shape)
-        after = "relu" if self.relu else "none"
-        return CONVOLVE(x, kernel, self.bias, *self._geometry, after, [], "")
-
-    def _order(self, shape: torch.Size) -> Tensor:
-        """Kernels for another shape would be put in order again in every call, which can take 5 ms."""
-        while len(self._ordered) >= MOST_SHAPES:
-            oldest, *_ = list(self._ordered)  # a copy: the page has two threads
-            self._ordered.pop(oldest, None)
-        kernel = self.weight.detach().to_mkldnn()
-        padding, stride, dilation, groups = self._geometry
-        reorder = torch._C._nn.mkldnn_reorder_conv2d_weight
-        ordered = reorder(kernel, padding, stride, dilation, groups, list(shape))  # type: ignore[call-arg]
-        self._ordered[shape] = ordered
-        return ordered
-
-
-class Pointwise(nn.Module):
-    """A 1x1 convolution as a matrix product: pixels in rows, (B * H * W, channels)."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(conv.weight.detach().flatten(1).t().contiguous(), requires_grad=False)
-        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        self.bias = nn.Parameter(bias, requires_grad=False)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return torch.addmm(self.bias, rows, self.weight)
-
-
-class PointwiseConv(Pointwise):
-    """The same for a picture (B, channels, H, W), and the ReLU after it."""
-
-    relu = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(as_rows(x))
-        return as_picture(out.relu_() if self.relu else out, x)
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) to (B * H * W, C); a view where x is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def as_picture(rows: Tensor, like: Tensor) -> Tensor:
-    """(B * H * W, C) to (B, C, H, W), channels_last, with B, H and W of `like`."""
-    batch, _, height, width = like.shape
-    return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 class State:
@@ -215,27 +153,24 @@ class Inverted(Adding):
 
     def __init__(self, edge: MBConv) -> None:
         super().__init__()
-        self.expand = Pointwise(edge.expand[0])  # type: ignore[arg-type]
+        self.expand = Pointwise(edge.expand[0], relu=True)  # type: ignore[arg-type]
         self.depthwise = OrderedConv(edge.depthwise[0], relu=True)  # type: ignore[arg-type]
-        self.squeeze, self.excite = Pointwise(edge.attend.squeeze), Pointwise(edge.attend.excite)
+        self.squeeze, self.excite = Pointwise(edge.attend.squeeze, relu=True), Pointwise(edge.attend.excite)
         project = Pointwise(edge.project[0])  # type: ignore[arg-type]
         self.weight, self.bias = project.weight, project.bias
 
     def forward(self, state: State, node: Tensor) -> Tensor:
         batch = len(state.like)
-        rows = as_rows(self.depthwise(as_picture(self.expand(state.rows).relu_(), state.like)))
-        if batch == 1:
-            return plus(node, rows, self._gated(rows)).add_(state.rows)
-        if node.dim() == 1:
-            node = node.repeat(len(rows), 1)
+        rows = as_rows(self.depthwise(as_picture(self.expand(state.rows), state.like)))
+        node = node + state.rows if node.dim() == 1 else node.add_(state.rows)
         for sums, pixels in zip(node.chunk(batch), rows.chunk(batch), strict=True):
-            plus(sums, pixels, self._gated(pixels))
-        return node.add_(state.rows)
+            sums.addmm_(pixels, self._gated(pixels))
+        return node
 
     def _gated(self, rows: Tensor) -> Tensor:
         """Weights of the last product for one picture (H * W, channels)."""
-        mean = rows.new_full((1, len(rows)), 1 / len(rows)) @ rows  # three times as fast as rows.mean(0)
-        gate = self.excite(self.squeeze(mean).relu_()).sigmoid_()
+        mean = torch.full((1, len(rows)), 1 / len(rows)) @ rows  # three times as fast as rows.mean(0)
+        gate = self.excite(self.squeeze(mean)).sigmoid_()
         return gate.t() * self.weight
 
 
@@ -279,19 +214,6 @@ def _take_relu_along(
             setattr(chain, name, nn.Identity())
         if type(module) is not nn.Identity:
             return
-
-
-@functools.cache
-def _onednn_works() -> bool:
-    """Whether this build of torch has the two functions of OrderedConv, and they give what torch gives."""
-    conv, x = nn.Conv2d(8, 8, 3, padding=1), torch.randn(1, 8, 9, 9)
-    try:
-        with torch.no_grad():
-            return torch.backends.mkldnn.is_available() and torch.allclose(
-                OrderedConv(conv, relu=True)(x), conv(x).relu(), atol=1e-4
-            )
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
 
 
 @functools.cache

@@ -9,12 +9,13 @@ from PIL import Image
 from test_fold import lived_in, norms, searchnets
 from torch import nn
 
-from searchseg import fast
+from searchseg import fast, kernels
 from searchseg.baselines import BASELINES, UNet
 from searchseg.config import ModelConfig
-from searchseg.fast import OrderedConv, PointwiseConv, SummingCell, faster
+from searchseg.fast import SummingCell, faster
 from searchseg.fold import folded
 from searchseg.genotype import OPERATION_NAMES
+from searchseg.kernels import OrderedConv, PointwiseConv
 from searchseg.segmenter import Segmenter
 from searchseg.task import pet
 
@@ -23,15 +24,20 @@ def kinds(model: nn.Module, *types: type) -> int:
     return sum(type(module) in types for module in model.modules())
 
 
+@pytest.mark.parametrize("wide", [0, kernels.WIDE])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", ["random", *OPERATION_NAMES])
-def test_every_operation_gives_the_same_scores(name: str, batch: int) -> None:
+def test_every_operation_gives_the_same_scores(name: str, batch: int, wide: int, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "WIDE", wide)  # products of more values are oneDNN's
     model = lived_in(searchnets()[name])
     before = copy.deepcopy(model.state_dict())
     ready, image = faster(model), torch.randn(batch, 3, 37, 53)
     with torch.inference_mode():
-        wanted, found, again = model(image), ready(image), ready(image)
-    assert found.shape == wanted.shape and torch.equal(found, again) and wanted.std() > 0
+        wanted, found, recorded, replayed = model(image), ready(image), ready(image), ready(image)
+        other = torch.randn_like(image)
+        assert (ready(other) - model(other)).abs().max() <= 1e-4 * wanted.abs().max().clamp_min(1)
+    assert found.shape == wanted.shape and wanted.std() > 0
+    assert torch.equal(found, recorded) and torch.equal(found, replayed)
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max().clamp_min(1)
     assert kinds(ready, SummingCell) == 8 and kinds(ready, nn.Conv2d) == norms(ready) == 0
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -72,8 +78,8 @@ def test_inputs_of_many_shapes_share_little_memory() -> None:
         for side in (16, 24, 33, 16):
             image = torch.randn(1, 3, side, side)
             assert torch.allclose(ready(image), model(image), atol=1e-4, rtol=1e-4)
-    kept = [len(module._ordered) for module in ready.modules() if isinstance(module, OrderedConv)]
-    assert kept and max(kept) == fast.MOST_SHAPES
+    kept = [len(module.ordered) for module in ready.modules() if isinstance(module, OrderedConv)]
+    assert kept and max(kept) == kernels.MOST_SHAPES
 
 
 class Odd(nn.Module):
@@ -108,17 +114,27 @@ def test_where_it_cannot_be_the_network_is_only_folded(reason: str, monkeypatch)
     if reason == "float64":
         model, image = model.double(), image.double()
     else:
-        monkeypatch.setattr(fast, "_onednn_works", lambda: False)
+        monkeypatch.setattr(fast, "onednn_works", lambda: False)
     ready = faster(model)
     assert kinds(ready, OrderedConv, SummingCell) == 0 == norms(ready)
     with torch.inference_mode():
         assert torch.allclose(ready(image), model(image), atol=1e-4)
 
 
-def test_a_broken_onednn_is_noticed(monkeypatch) -> None:
-    assert fast._onednn_works()
-    monkeypatch.setattr(fast, "CONVOLVE", lambda x, *_: x)
-    assert not fast._onednn_works.__wrapped__()
+@pytest.mark.parametrize("function", ["CONVOLVE", "MULTIPLY"])
+def test_a_broken_onednn_is_noticed(function: str, monkeypatch) -> None:
+    assert kernels.onednn_works()
+    monkeypatch.setattr(kernels, function, lambda x, *_: x)
+    assert not kernels.onednn_works.__wrapped__()
+
+
+@pytest.mark.parametrize("channels", [kernels.FEW, kernels.FEW + 1])
+def test_scores_of_few_classes_leave_as_upsampling_wants_them(channels: int) -> None:
+    conv, picture = nn.Conv2d(8, channels, 1), torch.randn(2, 8, 5, 7)
+    with torch.inference_mode():
+        found = PointwiseConv(conv)(picture.to(memory_format=torch.channels_last))
+        assert torch.allclose(found, conv(picture), atol=1e-5)
+    assert found.is_contiguous() == (channels == kernels.FEW)
 
 
 @pytest.fixture(scope="module")

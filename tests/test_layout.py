@@ -19,10 +19,11 @@ NOT_IN_SEARCHSEG = {"gradio", "datasets", "argparse", "accelerate", "timm", "tor
 ORDER = (
     ("genotype", "images", "loss", "metric", "faults"),
     ("config", "task", "operations", "drawing", "derivation", "download", "fold"),
+    ("kernels", "replay"),
     ("mixed", "baselines", "onnx"),
     ("cell",),
-    ("network", "fast"),
-    ("cost", "pretrained"),
+    ("network",),
+    ("cost", "fast", "pretrained"),
     ("portrait",),
     ("segmenter",),
     ("segment",),
