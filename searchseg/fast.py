@@ -169,7 +169,8 @@ class Inverted(Adding):
 
     def _gated(self, rows: Tensor) -> Tensor:
         """Weights of the last product for one picture (H * W, channels)."""
-        mean = torch.full((1, len(rows)), 1 / len(rows)) @ rows  # three times as fast as rows.mean(0)
+        # a product with 1/n is three times as fast as rows.mean(0)
+        mean = torch.mm(torch.full((1, len(rows)), 1 / len(rows)), rows)
         gate = self.excite(self.squeeze(mean)).sigmoid_()
         return gate.t() * self.weight
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor, nn
 
-CONVOLVE = torch.ops.mkldnn._convolution_pointwise
-MULTIPLY = torch.ops.mkldnn._linear_pointwise
+CONVOLVE = torch.ops.mkldnn._convolution_pointwise.default
+MULTIPLY = torch.ops.mkldnn._linear_pointwise.default
 MOST_SHAPES = 2  # of inputs that a layer keeps ordered kernels for: each is a copy of them
 FEW = 4
 WIDE = 2**18  # values of a product; up to there it costs less than a call of oneDNN

@@ -102,7 +102,9 @@ class Recorder(TorchFunctionMode):
     def program(self, result: Tensor) -> Callable[[Tensor], Tensor]:
         """The program whose last value is `result`."""
         self._graph.output(self._node(result))
-        return fx.GraphModule(self._root, self._graph).forward
+        program = fx.GraphModule(self._root, self._graph)
+        vars(program).update(program.named_buffers())  # found at once, without nn.Module's search
+        return program.forward
 
 
 def _tensors(values: Any) -> list[Tensor]:
