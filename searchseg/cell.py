@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,15 +16,15 @@ from searchseg.genotype import INPUT_NODES, Edge, possible_edges
 from searchseg.mixed import ArchitectureParameter, MixedOp, mixtures
 from searchseg.operations import OPERATIONS, ConvNorm
 
-__all__ = ["ArchitectureParameter", "Cell", "MixedOp", "fixed_cell", "searching_cell"]
+__all__ = ["ArchitectureParameter", "Cell", "MixedOp", "fixed_cell", "searching_cell", "upsampled"]
 
 
 class Cell(nn.Module):
     """Node j = sum of its incoming edges; output = 1x1 merge of the concatenated intermediate nodes
     (DARTS, fig. 1).
 
-    `edges` maps (source, target) to the module on that edge. Two inputs of shape (B, channels_in[i], H,
-    W) with equal H and W give (B, channels, H, W).
+    `edges` maps (source, target) to the module on that edge. Inputs of shape (B, channels_in[i], H, W) give
+    (B, channels, H, W); the second may have another height and width, it is upsampled to those of the first.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Cell(nn.Module):
         return self._combine(first, second)
 
     def _combine(self, first: Tensor, second: Tensor) -> Tensor:
-        states = [self.inputs[0](first), self.inputs[1](second)]
+        states = [self.inputs[0](first), self.inputs[1](upsampled(second, first))]
         sums: dict[int, list[Tensor]] = {}
         scales = self.edge_weights()
         for source, leaving in enumerate(self._leaving):
@@ -81,6 +82,13 @@ class Cell(nn.Module):
 
     def _edge(self, source: int, target: int) -> nn.Module:
         return self.edges[f"{source}-{target}"]
+
+
+def upsampled(x: Tensor, like: Tensor) -> Tensor:
+    """x (B, C, h, w) bilinearly at the height and width of `like` (B, _, H, W), or x where it has them."""
+    if x.shape[2:] == like.shape[2:]:
+        return x
+    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
 def _twice(cell: Cell) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from searchseg.cell import Cell
+from searchseg.cell import Cell, upsampled
 from searchseg.fold import folded
 from searchseg.kernels import OrderedConv, Pointwise, PointwiseConv, as_picture, as_rows, onednn_works
 from searchseg.network import SearchNet
@@ -100,8 +100,10 @@ class SummingCell(nn.Module):
         self.merge_bias, self.merge = merge.bias, merge.weight.chunk(len(self.entering))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        inputs = zip(self.inputs, (first, second), strict=True)
-        states = [State(enter(as_rows(x)), first) for enter, x in inputs]
+        enter, enter_second = self.inputs
+        states = [State(enter(as_rows(first)), first)]
+        small = as_picture(enter_second(as_rows(second)), second)  # upsampling later gives the same
+        states.append(State(as_rows(upsampled(small, first)), first))
         out: Tensor = self.merge_bias
         for edges, node, weight in zip(self.entering, self.biases, self.merge, strict=True):
             for source, edge in edges:

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from searchseg.cell import ArchitectureParameter, Cell, MixedOp, fixed_cell, searching_cell
+from searchseg.cell import ArchitectureParameter, Cell, MixedOp, fixed_cell, searching_cell, upsampled
 from searchseg.derivation import derive
 from searchseg.genotype import (
     CELL_NAMES,
@@ -78,10 +77,10 @@ class UShape(nn.Module):
         c3_down = self.down_C3(c3)
         c4 = self.C4(self.down_C2_again(c2_down), c3_down)
         c5 = self.C5(c3_down, c4)
-        c6 = self.C6(c3, _up(c5, c3))
-        c7 = self.C7(c2, _up(c6, c2))
-        c8 = self.C8(c1, _up(c7, c1))
-        return _up(self.head(c8), image)
+        c6 = self.C6(c3, c5)
+        c7 = self.C7(c2, c6)
+        c8 = self.C8(c1, c7)
+        return upsampled(self.head(c8), image)
 
     def recompute_cells(self, recompute: bool = True) -> None:
         """Train in less memory: cells compute their insides again in the backward pass (Chen et al., arXiv
@@ -193,9 +192,3 @@ def config_arguments(config: UShapeConfig) -> dict[str, Any]:
 
 def _down(channels_in: int, channels_out: int) -> ConvNorm:
     return ConvNorm(channels_in, channels_out, 3, stride=2, activation=True)
-
-
-def _up(x: Tensor, like: Tensor) -> Tensor:
-    if x.shape[2:] == like.shape[2:]:
-        return x
-    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from searchseg.cell import ArchitectureParameter, Cell, MixedOp, fixed_cell, searching_cell
@@ -162,3 +163,14 @@ def test_the_order_of_the_edges_does_not_matter():
     other.load_state_dict(cell.state_dict())
     first, second = noise(1, 2, 4, 4), noise(1, 2, 4, 4, seed=2)
     assert torch.allclose(cell(first, second), other(first, second), atol=1e-6)
+
+
+@either_mode
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_second_input_is_upsampled_before_all_else(fixed, training):
+    torch.manual_seed(0)
+    edges = (Edge(0, 2, "sepconv_3x3"), Edge(1, 2, "mbconv_5x5"))
+    cell = fixed_cell((4, 3), CHANNELS, 1, edges) if fixed else searching_cell((4, 3), CHANNELS, 1)
+    cell, first, small = cell.train(training), noise(2, 4, 9, 7), noise(2, 3, 5, 4)
+    wide = F.interpolate(small, size=(9, 7), mode="bilinear", align_corners=False)
+    assert torch.equal(copy.deepcopy(cell)(first, small), cell(first, wide))
