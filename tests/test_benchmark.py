@@ -32,9 +32,14 @@ def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path
     assert main([*command, "--sizes", "16", "--pictures", "2", "--memory"]) == 0
     assert main([*command, "as trained", "--sizes", "24", "--pictures", "1", "--budget", "0"]) == 0
     document = json.loads(file.read_text())
-    assert main([*command[:-1], "as trained", "--sizes", "16", "--pictures", "2", "--memory"]) == 0
-    ways = [m["way"] for m in json.loads(file.read_text())["memory"]]
-    assert ways == ["Segmenter", "as trained"], "it keeps those of other systems"
+    assert (
+        main([*command, "as trained", "--sizes", "24", "--pictures", "1", "2", "--memory", "--runs", "0"])
+        == 0
+    )
+    later = json.loads(file.read_text())
+    assert later["rows"] == document["rows"], "it times nothing"
+    kept = [(m["way"], m["size"], m["pictures"]) for m in later["memory"]]
+    assert kept == [("Segmenter", 16, 2), ("Segmenter", 24, 1), ("as trained", 24, 1)], "it keeps all others"
     assert [(r["way"], r["size"], r["pictures"], r["seconds"] is None) for r in document["rows"]] == [
         ("Segmenter", 16, 2, False), ("Segmenter", 24, 1, True), ("as trained", 24, 1, True),
     ]  # fmt: skip
@@ -44,6 +49,8 @@ def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path
     assert 100 < memory["peak_mb"] < 3000 and (row["threads"], row["runs"]) == (1, 3)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "| tiny | 24 | 1 |" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("| tiny | 16 | 2 |"))
+    assert f" / {memory['peak_mb']:.0f} / " in line
     assert "16 px x2" in capsys.readouterr().out
 
 

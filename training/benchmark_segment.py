@@ -3,7 +3,7 @@
 The systems of a row are called in turns in one process, with the same weights and pictures; another number of
 threads is another process. Beside them, in the same turns, runs a product of two 1024x1024 matrices: GFLOP/s
 are twice the multiply-accumulates, and their share is that of this product's rate, which a network bound by
-arithmetic alone would reach. Memory is the peak of a process that loads one system and segments one picture.
+arithmetic alone would reach. Memory is the peak of a process that loads one system and calls it three times.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ PAPER_UNET = "UNet 64-1024"
 PRODUCT, SIDE = "matrix product", 1024
 WAYS = ("as trained", "Segmenter", "onnxruntime")
 Systems = dict[tuple[str, str], nn.Module]  # by name and way
-KEY = ("system", "way", "size", "pictures", "threads")
+MEMORY_KEY = ("system", "way", "size", "pictures")
+KEY = (*MEMORY_KEY, "threads")
 
 
 def add_segment_options(parser: argparse.ArgumentParser) -> None:
@@ -48,12 +49,12 @@ def add_segment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", **numbers, default=[128, 256, 512], help="sides of the input, pixels")
     parser.add_argument("--pictures", **numbers, default=[1, 4, 16], help="pictures a call")
     parser.add_argument("--threads", **numbers, default=[1, 2], help="numbers of threads, a process each")
-    parser.add_argument("--runs", type=int, default=20, help="timed calls of each system")
+    parser.add_argument("--runs", type=int, default=20, help="timed calls of each system; 0: time nothing")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="how to run the models")
     parser.add_argument("--no-paper-unet", action="store_true", help="leave the UNet of the paper out")
     budget = "seconds for all calls of a system in one row; one that needs more is called once"
     parser.add_argument("--budget", type=float, default=30, help=budget)
-    parser.add_argument("--memory", action="store_true", help="also the peak memory of each system")
+    parser.add_argument("--memory", action="store_true", help="also the peak memory of each row")
     parser.add_argument("--json", type=Path, help="file for the figures; it keeps those of other settings")
     parser.add_argument("--into", type=Path, help="Markdown file with marks for the table")
     parser.add_argument("--show", action="store_true", help="measure nothing, show the figures of --json")
@@ -80,20 +81,19 @@ def benchmark_segment(args: argparse.Namespace) -> None:
     if not args.show and any(about[key] != machine()[key] for key in ("device", "torch")):
         where = f"{about['device']}, torch {about['torch']}"
         raise SystemExit(f"{args.json} has figures of another machine ({where}): choose another file")
-    timed: set[tuple[str, str]] = set()
-    for threads in () if args.show else args.threads:
+    for threads in args.threads if args.runs and not args.show else ():
         for row in _child(args, threads, "--child"):
             rows[tuple(row[k] for k in KEY)] = row
-            timed.add((row["system"], row["way"]))
             print(line(row), flush=True)
             _keep(args.json, about, rows, memory)
     if not rows:
         raise SystemExit("nothing was timed: onnxruntime runs the networks of --models alone")
     if args.memory:
-        size = max(args.sizes)  # a table has memory at one size
-        others = [m for m in memory if (m["system"], m["way"]) not in timed and m["size"] == size]
-        memory = [*others, *_memories(args, timed)]
-        _keep(args.json, about, rows, memory)
+        for found in _memories(args, rows):
+            key = [found[k] for k in MEMORY_KEY]
+            memory = [*(m for m in memory if [m[k] for k in MEMORY_KEY] != key), found]
+            print(f"{' '.join(map(str, key))}: {found['peak_mb']:.0f} MB", flush=True)
+            _keep(args.json, about, rows, memory)
     text = markdown(list(rows.values()), memory, about)
     between_marks(args.into, "segment", text) if args.into else print(text)
 
@@ -105,11 +105,15 @@ def _keep(path: Path | None, about: Any, rows: dict[Any, dict[str, Any]], memory
         write_atomically(path, json.dumps(document, indent=1) + "\n")
 
 
-def _memories(args: argparse.Namespace, systems: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    for system, way in sorted(systems):
-        what = json.dumps([system, way, size := max(args.sizes)])
-        (found,) = _child(args, max(args.threads), "--memory-of", what)
-        yield {"system": system, "way": way, "size": size, **found}
+def _memories(args: argparse.Namespace, rows: Iterable[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """The peaks of all systems that --models, --ways, --sizes and --pictures name and that have a row."""
+    names = {*_model_folders(args), *([] if args.no_paper_unet else [PAPER_UNET])}
+    for key in sorted({row[:-1] for row in rows}):
+        wanted = zip(key, (names, args.ways, args.sizes, args.pictures), strict=True)
+        if not all(value in among for value, among in wanted):
+            continue
+        (found,) = _child(args, max(args.threads), "--memory-of", json.dumps(key))
+        yield {**dict(zip(MEMORY_KEY, key, strict=True)), **found}
 
 
 def _child(args: argparse.Namespace, threads: int, *what: str) -> Iterator[dict[str, Any]]:
@@ -212,9 +216,11 @@ def _call(network: nn.Module, image: torch.Tensor) -> Callable[[], object]:
 
 
 def _memory(args: argparse.Namespace) -> dict[str, float]:
-    system, way, size = json.loads(args.memory_of)
+    system, way, size, pictures = json.loads(args.memory_of)
     model = UNet() if system == PAPER_UNET else searchseg.from_pretrained(_model_folders(args)[system])
-    _call(_ready(model, way, size), torch.randn(1, 3, size, size))()
+    call = _call(_ready(model, way, size), torch.randn(pictures, 3, size, size))
+    for _ in range(3):  # Segmenter records the calls of the second and replays them in the third
+        call()
     return {"peak_mb": peak_memory()}
 
 
@@ -237,32 +243,29 @@ def markdown(rows: list[dict[str, Any]], memory: list[dict[str, Any]], about: di
     threads = sorted({row["threads"] for row in rows})
     head = ["network", "side", "pictures", "MACs a picture"]
     head += [f"{way}, {n} thread{'s' * (n > 1)}" for n in threads for way in WAYS]
-    head += [f"Segmenter, GFLOP/s (share), {threads[-1]} threads"] if threads else []
+    head += [f"Segmenter, GFLOP/s (share), {n} thread{'s' * (n > 1)}" for n in threads]
+    head += ["peak memory, MB: as trained / Segmenter / onnxruntime"] if memory else []
     table = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     found = {tuple(row[k] for k in KEY): row for row in rows}
+    peaks = {tuple(m[k] for k in MEMORY_KEY): f"{m['peak_mb']:.0f}" for m in memory}
     for system, size, pictures in sorted({(r["system"], r["size"], r["pictures"]) for r in rows}):
         cells = [found.get((system, way, size, pictures, n)) for n in threads for way in WAYS]
         cost = next((f"{c['macs'] / 1e9:.2f} G" for c in cells if c and c["seconds"]), "")
-        fast = found.get((system, "Segmenter", size, pictures, threads[-1]))
-        rate = (
-            f"{fast['gflops']:.0f} ({fast['gflops'] / fast['product_gflops']:.0%})"
-            if fast and fast["seconds"]
-            else ""
-        )
-        table.append(
-            "| " + " | ".join([system, str(size), str(pictures), cost, *map(_cell, cells), rate]) + " |"
-        )
+        rates = [_rate(found.get((system, "Segmenter", size, pictures, n))) for n in threads]
+        entry = [system, str(size), str(pictures), cost, *map(_cell, cells), *rates]
+        entry += [" / ".join(peaks.get((system, way, size, pictures), "") for way in WAYS)] if memory else []
+        table.append("| " + " | ".join(entry) + " |")
     words = (
         f"Median milliseconds of {rows[0]['runs']} calls in turns on {about['device']}, torch "
         f"{about['torch']}; a number in brackets is a single call, where more were over the time budget."
     )
-    kept = [f"{m['system']} {m['way']} {m['peak_mb']:.0f} MB" for m in memory]
-    told = (
-        f"Peak memory of a process with one picture of {memory[0]['size']} px: {', '.join(kept)}."
-        if memory
-        else ""
-    )
-    return "\n".join([*table, "", words, told]).strip() + "\n"
+    return "\n".join([*table, "", words]).strip() + "\n"
+
+
+def _rate(row: dict[str, Any] | None) -> str:
+    if row is None or row["seconds"] is None:
+        return ""
+    return f"{row['gflops']:.0f} ({row['gflops'] / row['product_gflops']:.0%})"
 
 
 def _cell(row: dict[str, Any] | None) -> str:
