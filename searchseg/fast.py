@@ -1,8 +1,9 @@
 """A network made ready for a CPU: the same function from fewer and cheaper passes over memory.
 
 Batch norms are folded into convolutions (searchseg/fold.py), convolutions take their ReLU along and keep
-their kernels in the order that oneDNN wants, and the cells of a SEARCH-Net become matrix products that add
-into their nodes. What each step brings is in docs/performance.md.
+their kernels in the order that oneDNN wants (searchseg/kernels.py), and the cells of a SEARCH-Net become
+matrix products that add into their nodes; its calls are replayed without the modules around them
+(searchseg/replay.py). What each step brings is in docs/performance.md.
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ from searchseg.genotype import random_genotype
 from training.checkpoint import save_checkpoint
 from training.networks import searchnet
 from training.presets import PRESETS, RECIPES, RetrainSettings, SearchMethod
-from training.retrain import main, retrain
+from training.retrain import main
 from training.search import derived_shape, search
 from training.together import normalise_together
+from training.trainer import retrain
 
 TASK = tasks.custom(["dark", "light"])
 SEARCH = dataclasses.replace(
@@ -47,7 +48,7 @@ def without_extras() -> Iterator[None]:
     """
     count_macs(*derived_shape(SEARCH, FINAL, len(TASK.classes)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.retrain.draw_curves", lambda *args: None)
+        patch.setattr("training.trainer.draw_curves", lambda *args: None)
         patch.setattr("training.search._with_costs", lambda genotype, *args: genotype)
         yield
 

@@ -11,7 +11,7 @@ import training.evaluate
 from hub.card import write_card
 from hub.table import table
 from searchseg.pretrained import WEIGHTS
-from training import retrain
+from training import retrain, trainer
 
 THREE = ["--classes", "dark,light,other", "--architecture", "unet"]
 
@@ -20,13 +20,13 @@ THREE = ["--classes", "dark,light,other", "--architecture", "unet"]
 def weights(monkeypatch) -> list[torch.Tensor | None]:
     """The class weights of every training."""
     found: list[torch.Tensor | None] = []
-    begin = retrain.Training.__init__
+    begin = trainer.Training.__init__
 
     def noted(self, model, recipe, accelerator, class_weights=None, memory=None):
         found.append(class_weights)
         begin(self, model, recipe, accelerator, class_weights, memory)
 
-    monkeypatch.setattr(retrain.Training, "__init__", noted)
+    monkeypatch.setattr(trainer.Training, "__init__", noted)
     return found
 
 

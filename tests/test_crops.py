@@ -12,7 +12,7 @@ import training.evaluate
 from hub.card import write_card
 from hub.table import table
 from searchseg.pretrained import WEIGHTS
-from training import retrain
+from training import retrain, trainer
 from training.presets import RetrainSettings
 
 WORDS = ["--epochs", "2", "--size", "64x96", "--crop", "32x48"]
@@ -22,14 +22,14 @@ WORDS = ["--epochs", "2", "--size", "64x96", "--crop", "32x48"]
 def seen(monkeypatch) -> list[tuple[int, ...]]:
     """Shapes of the batches of every step."""
     shapes: list[tuple[int, ...]] = []
-    step = retrain.Training.step
+    step = trainer.Training.step
 
     def noted(self, images: torch.Tensor, masks: torch.Tensor, factor: float):
         assert masks.shape == (len(images), *images.shape[2:])
         shapes.append(tuple(images.shape))
         return step(self, images, masks, factor)
 
-    monkeypatch.setattr(retrain.Training, "step", noted)
+    monkeypatch.setattr(trainer.Training, "step", noted)
     return shapes
 
 

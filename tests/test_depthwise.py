@@ -24,7 +24,7 @@ from searchseg.network import SearchNet, UShapeConfig, USpace
 from searchseg.task import pet
 from training.depthwise import DepthwiseConv2d, as_before, depthwise, learn_depthwise
 from training.presets import PRESETS, RECIPES, Memory
-from training.retrain import Training
+from training.trainer import Training
 
 
 @pytest.fixture

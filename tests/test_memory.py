@@ -14,7 +14,7 @@ from searchseg.network import SearchNet, UShape, UShapeConfig, USpace
 from training import search
 from training.darts import Darts
 from training.presets import PRESETS, RECIPES, Memory
-from training.retrain import Training
+from training.trainer import Training
 
 SHAPE = UShapeConfig((4, 4, 8, 8), 2, 1, 3)
 NETS = {

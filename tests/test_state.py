@@ -18,8 +18,8 @@ from courses import METHODS, begin, draw_table, in_memory, without_extras
 from training.checkpoint import load_checkpoint
 from training.faults import equal, result
 from training.loop import CHECKPOINT, Interrupted
-from training.retrain import Retraining
 from training.search import Searching
+from training.trainer import Retraining
 
 STOP = 2  # the step within which the signal comes, of 2 in an epoch: the first of the second epoch
 NOTHING = {"losses": torch.empty(0), "counts": None, "state": {}}  # at the beginning, where it is absent

@@ -24,7 +24,6 @@ from training.evaluate import answers, evaluate_rows
 from training.files import read_lines
 from training.options import hardware_of, machine
 from training.presets import PARTS, PRESETS, RECIPES, Preset, RetrainSettings, recipe_of
-from training.retrain import Training, _balance
 from training.retrain_options import recipe_of_run
 from training.rows import CheckedRows, load_rows
 from training.source import share_of
@@ -32,6 +31,7 @@ from training.systems import System
 from training.table_figures import pareto
 from training.table_report import PAPER, intervals_of
 from training.table_scores import picture_counts
+from training.trainer import Training, _balance
 
 
 def counts_of(truth: list[list[int]], answer: list[list[int]], classes: int = 2) -> np.ndarray:

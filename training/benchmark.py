@@ -40,8 +40,8 @@ from training.depthwise import as_before
 from training.memory import add_memory_measurements, benchmark_memory
 from training.options import Manual, machine
 from training.presets import PRESETS, RECIPES
-from training.retrain import Training
 from training.timing import interleaved, peak_memory
+from training.trainer import Training
 
 
 def print_table(

@@ -27,11 +27,11 @@ from searchseg.task import pet
 from training.files import write_atomically
 from training.options import machine
 from training.presets import PRESETS, RECIPES, Memory
-from training.retrain import Training
 from training.rows import Augmentation
 from training.runs import add_memory_options, memory_of
 from training.source import Table
 from training.timing import between_marks
+from training.trainer import Training
 
 TARGET = 0.05
 

@@ -38,11 +38,11 @@ from training.files import read_lines, write_atomically
 from training.networks import read_genotype, searchnet
 from training.options import Manual, add_data_options, data_of, dataset_name, hardware_of, machine, task_of
 from training.presets import RECIPES, RetrainSettings
-from training.retrain import retrain
 from training.retrain_options import add_training_options, retrain_settings
 from training.rows import CheckedRows, hold_out, load_rows
 from training.runs import SETTINGS, add_run_options, parse, perform, record_settings
 from training.sampling import draw_genotypes
+from training.trainer import retrain
 
 RESULT = "result.json"
 

@@ -14,7 +14,7 @@ from searchseg.genotype import random_genotype
 from searchseg.network import SearchNet, UShapeConfig, USpace
 from training.darts import Darts
 from training.presets import PRESETS, RECIPES
-from training.retrain import Training
+from training.trainer import Training
 
 SEARCH_SHARE = 0.4  # of the time; the rest trains the network found
 # reading, augmenting and writing take a quarter of a lite run on two cores

@@ -21,7 +21,7 @@ from searchseg.network import SearchNet, UShapeConfig, USpace
 from training.darts import Darts
 from training.memory import resident
 from training.presets import PRESETS, RECIPES, SearchMethod
-from training.retrain import Training
+from training.trainer import Training
 
 # most take a second or less on one core; every third one is kept out of the fit
 MEASURED: list[dict[str, Any]] = [

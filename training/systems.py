@@ -24,8 +24,8 @@ from training.files import write_atomically
 from training.loop import SAVE_SECONDS
 from training.networks import baseline, searchnet
 from training.presets import Recipe, RetrainSettings
-from training.retrain import retrain
 from training.table_scores import Origin, TableRows, provenance, score
+from training.trainer import retrain
 
 PAPER_SYSTEMS = ("searchnet", "unet", "fpn", "deeplabv3", "unetplusplus", "setr")
 RESULT = "metrics.json"

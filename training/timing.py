@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+REST = 0.1  # seconds
+
 
 def peak_memory() -> float:
     """Largest resident memory of this process so far, MB."""
@@ -18,10 +20,15 @@ def peak_memory() -> float:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Seconds of `runs` calls each, taken in turns after one call that does not count."""
+    """Seconds of `runs` calls each, taken in turns after one call that does not count.
+
+    Every call waits a moment before it: the threads of onnxruntime and of OpenMP spin for more work after the
+    call before, and doubled the time of this one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(runs + 1):
         for name, call in calls.items():
+            time.sleep(REST)
             began = time.perf_counter()
             call()
             if turn:
