@@ -27,7 +27,7 @@ from searchseg.replay import Replayed
 MOST_PIXELS = (
     2**18
 )  # of a batch that goes through at once, 4 pictures of 256x256; a larger picture goes alone
-BLOCK = 32 * 2**20 - 2**16  # bytes; just below the largest threshold that glibc sets by itself
+FEW = 4  # classes
 
 
 def faster(model: nn.Module) -> nn.Module:
@@ -39,13 +39,16 @@ def faster(model: nn.Module) -> nn.Module:
     copy = folded(model).to(memory_format=torch.channels_last).requires_grad_(False)
     if not onednn_works() or any(p.dtype != torch.float32 for p in copy.parameters()):
         return copy
-    _keep_freed_memory()
     for owner in list(copy.modules()):
         for name, child in list(owner.named_children()):
             if type(child) is Cell and _all_folded(child):
                 setattr(owner, name, SummingCell(child))
     _order_kernels(copy)
-    return InParts(Replayed(copy) if isinstance(copy, SearchNet) else copy)
+    if type(copy) is not SearchNet:
+        return InParts(copy)
+    if isinstance(copy.head, PointwiseConv):
+        copy.head.planes = copy.arguments.num_classes <= FEW
+    return InParts(Replayed(copy))
 
 
 class InParts(nn.Module):
@@ -172,10 +175,16 @@ class Inverted(Adding):
 
     def _gated(self, rows: Tensor) -> Tensor:
         """Weights of the last product for one picture (H * W, channels)."""
-        # a product with 1/n is three times as fast as rows.mean(0)
-        mean = torch.mm(torch.full((1, len(rows)), 1 / len(rows)), rows)
+        mean = torch.mm(_shares(len(rows)), rows)  # three times as fast as rows.mean(0)
         gate = self.excite(self.squeeze(mean)).sigmoid_()
         return gate.t() * self.weight
+
+
+@functools.lru_cache(maxsize=32)
+def _shares(pixels: int) -> Tensor:
+    """(1, pixels) of 1 / pixels; one for all layers and programs."""
+    with torch.inference_mode(False):
+        return torch.full((1, pixels), 1 / pixels)
 
 
 READY: dict[type, Callable[[Any], Adding]] = {
@@ -218,10 +227,3 @@ def _take_relu_along(
             setattr(chain, name, nn.Identity())
         if type(module) is not nn.Identity:
             return
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Let glibc reuse freed activations: it returns blocks to the system, which are zeroed page by page when
-    they come again, until a larger block has been freed once (mallopt(3), M_MMAP_THRESHOLD)."""
-    torch.empty(BLOCK, dtype=torch.uint8)

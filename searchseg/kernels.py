@@ -6,15 +6,25 @@ Rows are pixels: (B * H * W, channels), the memory of a picture (B, channels, H,
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
 
-CONVOLVE = torch.ops.mkldnn._convolution_pointwise.default
-MULTIPLY = torch.ops.mkldnn._linear_pointwise.default
+
+def _function(name: str) -> Callable[..., Tensor]:
+    """A function of torch's oneDNN; one that raises NotImplementedError where torch was built without it."""
+
+    def missing(*_: object) -> Tensor:
+        raise NotImplementedError(f"this build of torch has no mkldnn::{name}")
+
+    return getattr(getattr(torch.ops.mkldnn, name, None), "default", missing)
+
+
+CONVOLVE = _function("_convolution_pointwise")
+MULTIPLY = _function("_linear_pointwise")
 MOST_SHAPES = 2  # of inputs that a layer keeps ordered kernels for: each is a copy of them
-FEW = 4
 WIDE = 2**18  # values of a product; up to there it costs less than a call of oneDNN
 
 
@@ -26,18 +36,21 @@ class Ordered:
     def __init__(self, make: Callable[..., Tensor]) -> None:
         self._make = make
         self._kept: dict[Hashable, Tensor] = {}
+        self._making = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __call__(self, shape: Hashable) -> Tensor:
         kernel = self._kept.get(shape)
-        if kernel is None:
-            while len(self._kept) >= MOST_SHAPES:
-                oldest, *_ = list(self._kept)  # a copy: the page has two threads
-                self._kept.pop(oldest, None)
-            kernel = self._kept[shape] = self._make(shape)
-        return kernel
+        if kernel is not None:
+            return kernel
+        with self._making:
+            if shape not in self._kept:
+                while len(self._kept) >= MOST_SHAPES:
+                    self._kept.pop(next(iter(self._kept)))
+                self._kept[shape] = self._make(shape)
+            return self._kept[shape]
 
 
 class OrderedConv(nn.Module):
@@ -72,23 +85,30 @@ class Pointwise(nn.Module):
         self.ordered = Ordered(self._order)
 
     def forward(self, rows: Tensor) -> Tensor:
-        if len(rows) * len(self.bias) > WIDE:  # one pass: a product of torch copies the bias first
-            after = "relu" if self.relu else "none"
-            return MULTIPLY(rows, self.ordered(len(rows)), self.bias, after, [], "")
+        if len(rows) * len(self.bias) > WIDE:
+            return self.multiplied(rows)
         out = torch.addmm(self.bias, rows, self.weight)
         return out.relu_() if self.relu else out
+
+    def multiplied(self, rows: Tensor) -> Tensor:
+        """The same in one pass, by oneDNN: torch's product copies the bias first."""
+        after = "relu" if self.relu else "none"
+        return MULTIPLY(rows, self.ordered(len(rows)), self.bias, after, [], "")
 
     def _order(self, rows: int) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().t().contiguous(), rows)
 
 
 class PointwiseConv(Pointwise):
-    """The same for a picture (B, channels, H, W). FEW channels leave it channel by channel: so they are
-    upsampled two to four times as fast."""
+    """The same for a picture (B, channels, H, W)."""
+
+    planes = (
+        False  # whether channel by channel, which a few channels are upsampled two to four times faster in
+    )
 
     def forward(self, x: Tensor) -> Tensor:
         picture = as_picture(super().forward(as_rows(x)), x)
-        return picture.contiguous() if len(self.bias) <= FEW else picture
+        return picture.contiguous() if self.planes else picture
 
 
 def as_rows(x: Tensor) -> Tensor:
@@ -105,14 +125,15 @@ def as_picture(rows: Tensor, like: Tensor) -> Tensor:
 @functools.cache
 def onednn_works() -> bool:
     """Whether this build of torch has the functions used here, and they give what torch gives."""
-    conv, x = nn.Conv2d(8, 8, 3, padding=1), torch.randn(1, 8, 9, 9)
-    point, wide = nn.Conv2d(8, 65, 1), torch.randn(1, 8, 64, 64)
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x = torch.linspace(-1, 1, 8 * 81, dtype=torch.float32).reshape(1, 8, 9, 9)
     try:
-        with torch.no_grad():
-            return (
-                torch.backends.mkldnn.is_available()
-                and torch.allclose(OrderedConv(conv, relu=True)(x), conv(x).relu(), atol=1e-4)
-                and torch.allclose(PointwiseConv(point, relu=True)(wide), point(wide).relu(), atol=1e-4)
-            )
-    except (RuntimeError, AttributeError, NotImplementedError):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            conv, point = (nn.Conv2d(8, 8, k, padding=k // 2, dtype=torch.float32) for k in (3, 1))
+            product, rows = Pointwise(point, relu=True), as_rows(x)
+            found = OrderedConv(conv, relu=True)(x), as_picture(product.multiplied(rows), x)
+            wanted = conv(x).relu(), point(x).relu()
+            return all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found, wanted, strict=True))
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError):
         return False

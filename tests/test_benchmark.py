@@ -50,7 +50,8 @@ def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "| tiny | 24 | 1 |" in text
     (line,) = (line for line in text.splitlines() if line.startswith("| tiny | 16 | 2 |"))
-    assert f" / {memory['peak_mb']:.0f} / " in line
+    assert f" - / {memory['peak_mb']:.0f} / - |" in line
+    assert main([*command, "--show", "--memory"]) == 0 and json.loads(file.read_text()) == later
     assert "16 px x2" in capsys.readouterr().out
 
 

@@ -14,8 +14,9 @@ from searchseg.baselines import BASELINES, UNet
 from searchseg.config import ModelConfig
 from searchseg.fast import SummingCell, faster
 from searchseg.fold import folded
-from searchseg.genotype import OPERATION_NAMES
+from searchseg.genotype import OPERATION_NAMES, random_genotype
 from searchseg.kernels import OrderedConv, PointwiseConv
+from searchseg.network import SearchNet, UShapeConfig
 from searchseg.segmenter import Segmenter
 from searchseg.task import pet
 
@@ -39,6 +40,7 @@ def test_every_operation_gives_the_same_scores(name: str, batch: int, wide: int,
     assert found.shape == wanted.shape and wanted.std() > 0
     assert torch.equal(found, recorded) and torch.equal(found, replayed)
     assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max().clamp_min(1)
+    assert set(ready.network._programs) == {image.shape}
     assert kinds(ready, SummingCell) == 8 and kinds(ready, nn.Conv2d) == norms(ready) == 0
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -128,13 +130,39 @@ def test_a_broken_onednn_is_noticed(function: str, monkeypatch) -> None:
     assert not kernels.onednn_works.__wrapped__()
 
 
-@pytest.mark.parametrize("channels", [kernels.FEW, kernels.FEW + 1])
-def test_scores_of_few_classes_leave_as_upsampling_wants_them(channels: int) -> None:
-    conv, picture = nn.Conv2d(8, channels, 1), torch.randn(2, 8, 5, 7)
+@pytest.mark.parametrize("classes", [fast.FEW, fast.FEW + 1])
+def test_scores_of_few_classes_leave_the_head_as_upsampling_wants_them(classes: int, monkeypatch) -> None:
+    network = SearchNet(UShapeConfig((4, 4, 8, 8), 2, 2, classes), random_genotype(2, seed=3))
+    head, heads = faster(lived_in(network)).network.network.head, []
+    head.register_forward_hook(lambda _, __, scores: heads.append(scores))
     with torch.inference_mode():
-        found = PointwiseConv(conv)(picture.to(memory_format=torch.channels_last))
-        assert torch.allclose(found, conv(picture), atol=1e-5)
-    assert found.is_contiguous() == (channels == kernels.FEW)
+        head(torch.randn(2, 4, 5, 7).to(memory_format=torch.channels_last))
+    assert heads[0].is_contiguous() == (classes == fast.FEW)
+
+
+@pytest.mark.parametrize("wide", [0, kernels.WIDE])
+def test_no_kernel_is_put_in_order_twice(wide: int, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "WIDE", wide)
+    ready, image = faster(lived_in(searchnets()["random"])), torch.randn(2, 3, 37, 53)
+    with torch.inference_mode():
+        ready(image)
+        with torch.profiler.profile() as seen:
+            ready(image)
+            ready(image)
+    names = {event.name for event in seen.events()}
+    assert not any("reorder" in name or "to_mkldnn" in name for name in names)
+    assert ("mkldnn::_linear_pointwise" in names) == (wide == 0) and "mkldnn::_convolution_pointwise" in names
+
+
+def test_cells_upsample_what_comes_from_below_after_their_input_convolution() -> None:
+    ready = faster(lived_in(searchnets()["random"]))
+    sizes: dict[str, int] = {}
+    for name in ("C6", "C7", "C8"):
+        _, enter = getattr(ready.network.network, name).inputs
+        enter.register_forward_hook(lambda _, args, __, name=name: sizes.update({name: len(args[0])}))
+    with torch.inference_mode():
+        ready(torch.randn(1, 3, 64, 64))
+    assert sizes == {"C6": 4 * 4, "C7": 8 * 8, "C8": 16 * 16}  # a stem of stride 2
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Proves that replayed calls give the scores of the network that was recorded, whatever picture comes."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -54,44 +55,91 @@ def test_what_does_not_come_from_the_picture_is_a_constant() -> None:
     assert "permute" in " ".join(code) and not {"full", "neg"} & set(" ".join(code).replace("_", " ").split())
 
 
-def test_a_call_that_gives_nothing_is_refused() -> None:
-    x = torch.randn(1, 3, 4, 4)
-    with pytest.raises(TypeError, match="cannot be replayed"), Recorder(x):
-        x[0] = 1
+def written(x: Tensor) -> Tensor:
+    x[0] = 1
+    return x
 
 
-def test_programs_of_many_shapes_are_not_kept() -> None:
+CONSTANT = torch.zeros(1, 3, 4, 4)
+UNFIT = {
+    "assigns": written,
+    "reads a value": lambda x: x / x.abs().max().item(),
+    "decides by a value": lambda x: x if x.sum() > 0 else -x,
+    "goes through numpy": lambda x: torch.from_numpy(x.numpy() + 1),
+    "writes into a constant": lambda x: CONSTANT.mul_(0).add_(x),
+    "does not look": lambda x: CONSTANT,
+}
+
+
+@pytest.mark.parametrize("function", UNFIT.values(), ids=UNFIT)
+def test_what_depends_on_more_than_the_shape_is_not_replayed(function) -> None:
+    class Unfit(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    ready = Replayed(Unfit())
+    for _ in range(4):
+        x = torch.randn(1, 3, 4, 4)
+        assert torch.equal(ready(x.clone()), function(x.clone()))
+    assert not ready._programs and not ready._waiting
+
+
+def test_a_program_that_gives_other_scores_is_not_kept(monkeypatch) -> None:
+    monkeypatch.setattr(Recorder, "program", lambda *_: lambda x: x + 1)
+    ready, alone = Replayed(network := Counted()), Counted()
+    alone.weight = network.weight
+    for _ in range(3):
+        x = torch.randn(1, 3, 4, 4)
+        assert torch.equal(ready(x), alone(x))
+    assert not ready._programs and network.calls == 3
+
+
+def test_only_the_first_shapes_are_recorded() -> None:
     ready = Replayed(network := Counted())
-    for side in range(2, 10):
-        for _ in range(2):
+    sides = range(2, 4 + replay.MOST_PROGRAMS)
+    for _ in range(3):
+        for side in sides:
             ready(torch.randn(1, 3, side, side))
-    assert len(ready._programs) == replay.MOST_PROGRAMS
-    before = network.calls
-    ready(torch.randn(1, 3, 9, 9))
-    assert network.calls == before
-    for side in range(2, 2 + 2 * replay.SEEN):
-        ready(torch.randn(1, 3, side, 1))
-    assert len(ready._seen) <= replay.SEEN
+    assert len(ready._programs) == replay.MOST_PROGRAMS == len(ready._shapes)
+    assert network.calls == 3 * len(sides) - replay.MOST_PROGRAMS
 
 
 def test_threads_may_record_and_replay_side_by_side() -> None:
     model = lived_in(searchnets()["random"])
-    ready, pictures, wrong = Replayed(model), torch.randn(4, 1, 3, 24, 24), []
+    entered, pictures = [], [torch.randn(1 + n % 2, 3, 24, 24) for n in range(4)]
     with torch.inference_mode():
         wanted = [model(x) for x in pictures]
+    ready = Replayed(model)
+    model.register_forward_pre_hook(lambda *_: entered.append(threading.get_ident()))
 
     @torch.inference_mode()
-    def run(number: int) -> None:
-        for _ in range(20):
-            if not torch.equal(ready(pictures[number]), wanted[number]):
-                wrong.append(number)
+    def run(number: int) -> bool:
+        return all(torch.equal(ready(pictures[number]), wanted[number]) for _ in range(20))
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong and len(ready._programs) == 1
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(4)))
+    assert len(ready._programs) == 2 and 4 <= len(entered) < 40
+
+
+def test_one_thread_records_while_others_go_on() -> None:
+    network, x, begun, rest = Counted(), torch.randn(1, 3, 4, 4), threading.Event(), threading.Event()
+    ready = Replayed(network)
+    ready(x)
+    record = ready._record
+
+    def slowly(x: Tensor) -> Tensor:
+        begun.set()
+        assert rest.wait(20)
+        return record(x)
+
+    ready._record = slowly
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(ready, x)
+        assert begun.wait(20)
+        quick = ready(x)
+        rest.set()
+        assert torch.equal(slow.result(20), quick)
+    assert network.calls == 3 and len(ready._programs) == 1
 
 
 def test_recording_keeps_no_activations() -> None:

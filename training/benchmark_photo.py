@@ -94,8 +94,8 @@ def benchmark_photo(args: argparse.Namespace) -> None:
         segmenter = Segmenter.from_pretrained(folder, device="cpu", backend=args.backend)
         for size in (SMALL, CAMERA, PHONE):
             data = photo(*size, seed=0)
-            timed = [steps(segmenter, data) for _ in range(args.runs + 1)]
-            medians = {name: statistics.median(t[name] for t in timed[1:]) for name in timed[0]}
+            timed = [steps(segmenter, data) for _ in range(args.runs + 2)]
+            medians = {name: statistics.median(t[name] for t in timed[2:]) for name in timed[0]}
             about = {"model": folder.name, "width": size[0], "height": size[1], "bytes": len(data)}
             document["photos"].append({**about, "seconds": medians, **_peak(args, folder, size)})
         if args.folder:

@@ -2,8 +2,9 @@
 
 The systems of a row are called in turns in one process, with the same weights and pictures; another number of
 threads is another process. Beside them, in the same turns, runs a product of two 1024x1024 matrices: GFLOP/s
-are twice the multiply-accumulates, and their share is that of this product's rate, which a network bound by
-arithmetic alone would reach. Memory is the peak of a process that loads one system and calls it three times.
+are twice the multiply-accumulates of the network as trained, and their share is that of this product's rate,
+which a network bound by arithmetic alone would reach. Memory is the peak of a process that loads one system
+and calls it three times.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def benchmark_segment(args: argparse.Namespace) -> None:
             f"no figures to show: {args.json} does not exist, give --json FILE of an earlier run"
         )
     rows = {tuple(row[k] for k in KEY): row for row in known["rows"]}
-    about, memory = known.get("machine", machine()), known.get("memory", [])
+    about = known.get("machine", machine())
+    memory = [m for m in known.get("memory", []) if "pictures" in m]  # older files have one size without it
     if not args.show and any(about[key] != machine()[key] for key in ("device", "torch")):
         where = f"{about['device']}, torch {about['torch']}"
         raise SystemExit(f"{args.json} has figures of another machine ({where}): choose another file")
@@ -87,8 +89,8 @@ def benchmark_segment(args: argparse.Namespace) -> None:
             print(line(row), flush=True)
             _keep(args.json, about, rows, memory)
     if not rows:
-        raise SystemExit("nothing was timed: onnxruntime runs the networks of --models alone")
-    if args.memory:
+        raise SystemExit("nothing was timed: give --runs, and more than onnxruntime to the UNet of the paper")
+    if args.memory and not args.show:
         for found in _memories(args, rows):
             key = [found[k] for k in MEMORY_KEY]
             memory = [*(m for m in memory if [m[k] for k in MEMORY_KEY] != key), found]
@@ -218,7 +220,8 @@ def _call(network: nn.Module, image: torch.Tensor) -> Callable[[], object]:
 def _memory(args: argparse.Namespace) -> dict[str, float]:
     system, way, size, pictures = json.loads(args.memory_of)
     model = UNet() if system == PAPER_UNET else searchseg.from_pretrained(_model_folders(args)[system])
-    call = _call(_ready(model, way, size), torch.randn(pictures, 3, size, size))
+    layout = torch.channels_last if way == "Segmenter" else torch.contiguous_format
+    call = _call(_ready(model, way, size), torch.randn(pictures, 3, size, size).to(memory_format=layout))
     for _ in range(3):  # Segmenter records the calls of the second and replays them in the third
         call()
     return {"peak_mb": peak_memory()}
@@ -253,12 +256,18 @@ def markdown(rows: list[dict[str, Any]], memory: list[dict[str, Any]], about: di
         cost = next((f"{c['macs'] / 1e9:.2f} G" for c in cells if c and c["seconds"]), "")
         rates = [_rate(found.get((system, "Segmenter", size, pictures, n))) for n in threads]
         entry = [system, str(size), str(pictures), cost, *map(_cell, cells), *rates]
-        entry += [" / ".join(peaks.get((system, way, size, pictures), "") for way in WAYS)] if memory else []
+        known = [peaks.get((system, way, size, pictures)) for way in WAYS]
+        entry += [" / ".join(peak or "-" for peak in known)] if memory else []
         table.append("| " + " | ".join(entry) + " |")
     words = (
         f"Median milliseconds of {rows[0]['runs']} calls in turns on {about['device']}, torch "
         f"{about['torch']}; a number in brackets is a single call, where more were over the time budget."
     )
+    if memory:
+        words += (
+            " Memory is that of one process each, after three calls with the most threads: two processes of "
+        )
+        words += "the same differ by some 30 MB."
     return "\n".join([*table, "", words]).strip() + "\n"
 
 

@@ -20,18 +20,19 @@ def peak_memory() -> float:
 
 
 def interleaved(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Seconds of `runs` calls each, taken in turns after one call that does not count.
+    """Seconds of `runs` calls each, taken in turns after two that do not count: a SEARCH-Net is recorded in
+    the second (searchseg/replay.py).
 
     Every call waits a moment before it: the threads of onnxruntime and of OpenMP spin for more work after the
     call before, and doubled the time of this one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(runs + 1):
+    for turn in range(-2, runs):
         for name, call in calls.items():
             time.sleep(REST)
             began = time.perf_counter()
             call()
-            if turn:
+            if turn >= 0:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
 
