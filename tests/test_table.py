@@ -18,7 +18,7 @@ from searchseg.genotype import random_genotype
 from searchseg.loss import dice_cross_entropy_loss
 from searchseg.pretrained import from_pretrained
 from searchseg.task import pet
-from training import ablation, compare, table_scores
+from training import ablation, compare, table_scores, timing
 from training.bootstrap import miou, paired_bootstrap
 from training.evaluate import answers, evaluate_rows
 from training.files import read_lines
@@ -93,6 +93,7 @@ def tiny_preset(tmp_path, monkeypatch):
     final = RetrainSettings((2, 4, 4, 4), 2, (2, 2, 2, 4), 32, 3, 8)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(PRESETS, "tiny", Preset(PRESETS["smoke"].search, final))
+    monkeypatch.setattr(timing, "REST", 0.0)
 
 
 def run(data: Path, out: Path, *more: str) -> int:

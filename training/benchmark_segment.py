@@ -174,7 +174,7 @@ def _rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 ready[key] = _ready(model, key[1], size)
             except OnnxError as error:
                 print(f"onnxruntime: {error}", file=sys.stderr)
-        for pictures in args.pictures:
+        for pictures in args.pictures if ready else ():
             yield from _row(args, systems, ready, size, pictures)
 
 
