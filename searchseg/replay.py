@@ -37,8 +37,8 @@ class Replayed(nn.Module):
     replayed from then on, for the first MOST_PROGRAMS shapes.
 
     For networks that make the same calls for all inputs of a shape and write only into what they made from
-    the input. Hooks of inner modules and new weights are not seen after the recording. That takes a tenth of
-    a second of Python, once a shape and in one thread: others run the network meanwhile.
+    the input. Hooks of inner modules and new weights are not seen after the recording. That takes 0.1 to
+    0.2 s of Python, once a shape and in one thread: others run the network meanwhile.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -24,7 +24,7 @@ def model(tmp_path) -> Path:
     return folder
 
 
-def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path, capsys):
+def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path, capsys, monkeypatch):
     file, page = tmp_path / "rows.json", tmp_path / "page.md"
     page.write_text("before\n<!-- segment -->\n<!-- end of segment -->\nafter\n")
     command = ["segment", "--models", str(model.parent), "--no-paper-unet", "--runs", "3", "--threads", "1"]
@@ -49,7 +49,9 @@ def test_networks_are_timed_by_way_and_threads_and_rows_are_kept(model, tmp_path
     assert text.startswith("before\n") and text.endswith("after\n") and "| tiny | 24 | 1 |" in text
     (line,) = (line for line in text.splitlines() if line.startswith("| tiny | 16 | 2 |"))
     assert f" - / {memory['peak_mb']:.0f} / - |" in line
-    assert main([*command, "--show", "--memory"]) == 0 and json.loads(file.read_text()) == later
+    monkeypatch.setattr(benchmark_segment, "_child", None)  # nothing is measured
+    assert main([*command, "--sizes", "16", "--pictures", "2", "--show", "--memory"]) == 0
+    assert json.loads(file.read_text()) == later
     assert "16 px x2" in capsys.readouterr().out
 
 

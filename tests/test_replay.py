@@ -122,9 +122,9 @@ def test_threads_may_record_and_replay_side_by_side() -> None:
 
 
 def test_one_thread_records_while_others_go_on() -> None:
-    network, x, begun, rest = Counted(), torch.randn(1, 3, 4, 4), threading.Event(), threading.Event()
-    ready = Replayed(network)
-    ready(x)
+    network, x, other = Counted(), torch.randn(1, 3, 4, 4), torch.randn(1, 3, 5, 5)
+    ready, begun, rest = Replayed(network), threading.Event(), threading.Event()
+    ready(x), ready(other)
     record = ready._record
 
     def slowly(x: Tensor) -> Tensor:
@@ -137,9 +137,10 @@ def test_one_thread_records_while_others_go_on() -> None:
         slow = pool.submit(ready, x)
         assert begun.wait(20)
         quick = ready(x)
+        ready(other)  # which waits for a recording, too
         rest.set()
         assert torch.equal(slow.result(20), quick)
-    assert network.calls == 3 and len(ready._programs) == 1
+    assert network.calls == 5 and set(ready._programs) == {x.shape}
 
 
 def test_recording_keeps_no_activations() -> None:
