@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from page.shelf import Shelf
 from searchseg import PretrainedError, SearchNet, UShapeConfig, save_pretrained
 from searchseg.config import ModelConfig
 from searchseg.pretrained import build
+from searchseg.segmenter import Segmenter
 
 pytest_plugins = ["hub_fixture"]
 
@@ -169,3 +171,19 @@ def test_messages_hold_no_path_of_the_server(hub, published: str, folder: Path, 
     answer = CatalogueTab(Shelf(folder)).load("alice/leaves", "", "")
     assert "not a safetensors file" in answer and str(Path.home()) not in answer
     assert "/tmp/" not in answer and str(tmp_path) not in answer
+
+
+def test_seconds_are_those_of_a_third_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def clock() -> float:
+        told.append("clock")
+        return len(told)
+
+    shelf = Shelf(folder)
+    monkeypatch.setattr(Segmenter, "__call__", lambda self, picture: told.append("picture"))
+    monkeypatch.setattr("page.shelf.time", SimpleNamespace(perf_counter=clock))
+    shelf.warm()
+    assert (
+        told == ["picture", "picture", "clock", "picture", "clock"] and shelf.seconds[shelf.default.name] == 2
+    )
