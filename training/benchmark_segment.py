@@ -265,9 +265,9 @@ def markdown(rows: list[dict[str, Any]], memory: list[dict[str, Any]], about: di
     )
     if memory:
         words += (
-            " Memory is that of one process each, after three calls with the most threads: two processes of "
+            " Memory is that of one process each after three calls with the most threads; two of the same "
         )
-        words += "the same differ by some 30 MB."
+        words += "differ by some 30 MB."
     return "\n".join([*table, "", words]).strip() + "\n"
 
 
